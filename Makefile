@@ -1,0 +1,48 @@
+# Each target works alone on a fresh clone with Python >= 3.11 and make: it creates .venv and installs what it needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+STAMPS := .venv/stamps
+
+.PHONY: demo test test-slow check pair clean
+
+demo: $(STAMPS)/run
+	$(BIN)/navtoken demo $(ARGS)
+
+test: $(STAMPS)/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMPS)/dev
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Data, tokenizer and weights of the embedded pair, from a seed; resumes where an interrupted run stopped.
+pair: $(STAMPS)/run
+	$(BIN)/python -m navtoken.embedded.train $(ARGS)
+
+# torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
+$(STAMPS)/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "navtoken needs Python >= 3.11; run: make PYTHON=python3.11")'
+	@echo "installing torch into .venv (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/run: $(STAMPS)/torch pyproject.toml
+	@echo "installing navtoken into .venv (once)"
+	$(PIP) --editable .
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
+	@echo "installing navtoken with its development tools into .venv (once)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(STAMPS)/run
+
+clean:
+	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
