@@ -1,0 +1,263 @@
+"""Entropies and log-probabilities straight from hidden states, pooled quantiles, token selection.
+
+Both halves of navtoken stand on one number per position, the entropy of softmax(z/T), and on "the top fraction of
+a pool" of them. Three things go wrong elsewhere and are avoided here: a (tokens x vocabulary) tensor of logits is
+the largest tensor of a long response, so it exists only chunk by chunk; `torch.quantile` refuses more than 2^24
+elements and a real batch has tens of millions; padding and ties move the threshold unnoticed.
+
+Departure from the 80/20 paper: its threshold is an interpolated percentile, ours is the k-th largest entropy with
+k = max(1, ceil(rho n)), so `>= tau` and "exactly k" differ by ties alone.
+
+Shapes: N positions, D hidden size, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from navtoken.lm_head import LMHead, UnknownHeadError
+from navtoken.order_statistics import order_statistics
+
+__all__ = [
+    "BadPoolError",
+    "EmptyPoolError",
+    "LMHead",
+    "Selection",
+    "TokenScores",
+    "UnknownHeadError",
+    "entropy_from_hidden",
+    "entropy_from_logits",
+    "exact_quantile",
+    "exact_quantiles",
+    "scores_from_hidden",
+    "scores_from_logits",
+    "select_top",
+    "top_threshold",
+]
+
+CHUNK_ELEMENTS = 2**25
+"""Logits that exist at a time where the caller names no chunk: 128 MiB in float32."""
+
+Pool = Tensor | np.ndarray | Iterable[Tensor | np.ndarray]
+"""One array, or any number of chunks of one, which need not fit together in the device's memory."""
+
+Ties = Literal["threshold", "exact"]
+
+
+class EmptyPoolError(ValueError):
+    """A quantile or a selection over no elements."""
+
+
+class BadPoolError(ValueError):
+    """A pool with NaN in it, or a mask that does not fit it."""
+
+
+# ---- from logits and hidden states ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one pass over the vocabulary tells of each position; float32, or float64 where the logits are."""
+
+    entropy_N: Tensor
+    """Nats, of softmax(z/T)."""
+    argmax_N: Tensor
+    """The likeliest token; the first of several that tie."""
+    logprob_N: Tensor | None
+    """Nats, log softmax(z/T) of the given ids; None where no ids were given."""
+
+
+def entropy_from_logits(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
+    """(..., V) logits -> (...) entropies of softmax(z/T) in nats, without gradient.
+
+    Accurate to the rounding of the logits' own dtype even where one token has nearly all the mass. Logits of -inf
+    count as masked; NaN, +inf and rows of nothing but -inf give NaN. Half precision is computed in float32.
+    """
+    return scores_from_logits(logits_NV, temperature=temperature).entropy_N
+
+
+@torch.no_grad()
+def scores_from_logits(
+    logits_NV: Tensor, ids_N: Tensor | None = None, temperature: float = 1.0
+) -> TokenScores:
+    """Entropy, argmax and log-probability of `ids_N` out of (..., V) logits; see `entropy_from_logits`."""
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} has no entropy; greedy decoding is scored at T = 1")
+    exact = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+    top_N, argmax_N = logits_NV.max(-1)
+    # Everything relative to the likeliest token: all terms below are >= 0, so nothing cancels.
+    gap_NV = (logits_NV.to(exact) - top_N.to(exact)[..., None]).div_(temperature)
+    logprob_N = None if ids_N is None else gap_NV.gather(-1, ids_N.to(gap_NV.device)[..., None])[..., 0]
+    # exp underflows to 0 long before; this only keeps 0 * -inf from becoming NaN.
+    gap_NV.clamp_(min=-1000.0)
+    mass_NV = gap_NV.exp().scatter_(-1, argmax_N[..., None], 0.0)
+    rest_N = mass_NV.sum(-1)
+    log_total_N = torch.log1p(rest_N)
+    entropy_N = log_total_N - mass_NV.mul_(gap_NV).sum(-1) / (1.0 + rest_N)
+    return TokenScores(entropy_N, argmax_N, None if logprob_N is None else logprob_N - log_total_N)
+
+
+def entropy_from_hidden(
+    hidden_ND: Tensor, head: LMHead, temperature: float = 1.0, chunk: int | None = None
+) -> Tensor:
+    """(N, D) last hidden states -> (N,) entropies in nats, `chunk` positions at a time."""
+    return scores_from_hidden(hidden_ND, head, temperature=temperature, chunk=chunk).entropy_N
+
+
+@torch.no_grad()
+def scores_from_hidden(
+    hidden_ND: Tensor,
+    head: LMHead,
+    ids_N: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+) -> TokenScores:
+    """(N, D) last hidden states, after the final norm -> scores of each position.
+
+    `ids_N` are the tokens that the positions predict, that is the input shifted by one. At most `chunk` rows of
+    logits exist at a time (by default as many as `CHUNK_ELEMENTS` allows). Raises `ValueError` for an id outside
+    the head's vocabulary.
+    """
+    if ids_N is not None and ids_N.numel():
+        low, high = int(ids_N.min()), int(ids_N.max())
+        if low < 0 or high >= head.vocabulary:
+            raise ValueError(
+                f"token ids {low}..{high} leave the LM head's 0..{head.vocabulary - 1}; "
+                "mask padding before scoring"
+            )
+    rows = chunk or max(1, CHUNK_ELEMENTS // head.vocabulary)
+    # torch.split of nothing is one empty chunk, so an empty response needs no case of its own.
+    hidden_chunks = hidden_ND.split(rows)
+    id_chunks = [None] * len(hidden_chunks) if ids_N is None else ids_N.split(rows)
+    parts = [
+        scores_from_logits(head.logits(hidden), ids, temperature)
+        for hidden, ids in zip(hidden_chunks, id_chunks, strict=True)
+    ]
+    return TokenScores(
+        torch.cat([part.entropy_N for part in parts]),
+        torch.cat([part.argmax_N for part in parts]),
+        None if ids_N is None else torch.cat([p.logprob_N for p in parts if p.logprob_N is not None]),
+    )
+
+
+# ---- pooled quantiles -----------------------------------------------------------------------------------------
+
+_STRIDE = 2**22
+
+
+def exact_quantile(pool: Pool, q: float, mask: Pool | None = None) -> float:
+    """The `q` quantile of a pool of any size, interpolated between neighbours as numpy does by default.
+
+    `mask` (same shapes as the pool) says which elements count: pass it whenever there is padding. Raises
+    `EmptyPoolError` where none does and `BadPoolError` for NaN among those that do.
+    """
+    return exact_quantiles(pool, [q], mask)[0]
+
+
+def exact_quantiles(pool: Pool, qs: Sequence[float], mask: Pool | None = None) -> list[float]:
+    """Several quantiles in the passes of one; see `exact_quantile`."""
+    if bad := [q for q in qs if not 0.0 <= q <= 1.0]:
+        raise ValueError(f"quantile {bad[0]} is not in 0..1")
+    chunks = _counted_chunks(pool, mask)
+    last = _size(chunks) - 1
+    lows = [min(math.floor(q * last), last) for q in qs]
+    at = order_statistics(chunks, {rank for low in lows for rank in (low, min(low + 1, last))})
+    return [
+        at[low] + (at[min(low + 1, last)] - at[low]) * (q * last - low)
+        for q, low in zip(qs, lows, strict=True)
+    ]
+
+
+def top_threshold(pool: Pool, fraction: float, mask: Pool | None = None) -> float:
+    """tau: the k-th largest element of a pool of n, k = max(1, ceil(fraction n)); `>= tau` keeps k and their ties."""
+    chunks = _counted_chunks(pool, mask)
+    size = _size(chunks)
+    rank = size - _top_count(size, fraction)
+    return order_statistics(chunks, {rank})[rank]
+
+
+def _top_count(size: int, fraction: float) -> int:
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"fraction {fraction} is not in (0, 1]; 0.2 keeps the top 20 %")
+    # 0.07 * 100 is 7.000000000000001 in floating point, and 7 tokens are meant.
+    return min(size, max(1, math.ceil(round(fraction * size, 6))))
+
+
+def _counted_chunks(pool: Pool, mask: Pool | None) -> list[Tensor]:
+    """The elements that count, as flat float32 or float64 tensors, NaN refused."""
+    arrays = [_as_floats(array) for array in _arrays(pool)]
+    if mask is not None:
+        masks = list(_arrays(mask))
+        if [m.shape for m in masks] != [a.shape for a in arrays]:
+            raise BadPoolError(
+                "the mask's shapes differ from the pool's; give one mask per chunk of the pool"
+            )
+        arrays = [array[m.to(array.device, torch.bool)] for array, m in zip(arrays, masks, strict=True)]
+    chunks = [piece for array in arrays for piece in array.flatten().split(_STRIDE) if piece.numel()]
+    if any(bool(torch.isnan(chunk).any()) for chunk in chunks):
+        raise BadPoolError("the pool holds NaN, a value that was not computed; mask it out")
+    wide = any(chunk.dtype == torch.float64 for chunk in chunks)
+    return [chunk.double() for chunk in chunks] if wide else chunks
+
+
+def _arrays(pool: Pool) -> Iterator[Tensor]:
+    for array in [pool] if isinstance(pool, Tensor | np.ndarray) else pool:
+        # torch warns of arrays that it may not write to, and columns read from a trace are such.
+        yield torch.as_tensor(np.require(array, requirements="W") if isinstance(array, np.ndarray) else array)
+
+
+def _as_floats(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    narrow = tensor.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    return tensor.to(torch.float32 if narrow else torch.float64)
+
+
+def _size(chunks: list[Tensor]) -> int:
+    if size := sum(chunk.numel() for chunk in chunks):
+        return size
+    raise EmptyPoolError("no element counts: the pool is empty or its mask is all False; skip this batch")
+
+
+# ---- token selection ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens are in the top fraction of their pool."""
+
+    mask: Tensor
+    """Bool, of the entropies' shape; False at padding."""
+    threshold: float
+    """tau in nats: the smallest entropy that may be selected."""
+    fraction: float
+    """Realised share of the pool: the asked one rounded up to whole tokens, and ties with `threshold`."""
+
+
+def select_top(
+    entropy: Tensor, mask: Tensor | None = None, fraction: float = 0.2, ties: Ties = "threshold"
+) -> Selection:
+    """Select the top `fraction` of the elements of `entropy` (any shape) where `mask` is True.
+
+    `ties="threshold"` keeps all that are >= tau (the paper); `"exact"` keeps max(1, ceil(fraction n)) of them, the
+    earlier position first among equals (the authors' code). Raises `EmptyPoolError` where the mask is all False.
+    """
+    if ties not in ("threshold", "exact"):
+        raise ValueError(f"ties '{ties}' is not known; use 'threshold' or 'exact'")
+    counted = (
+        torch.ones_like(entropy, dtype=torch.bool) if mask is None else mask.to(entropy.device, torch.bool)
+    )
+    tau = top_threshold(entropy, fraction, counted)
+    values = _as_floats(entropy)
+    selected = counted & (values >= tau)
+    size = int(counted.sum())
+    if ties == "exact":
+        above = counted & (values > tau)
+        tied = counted & (values == tau)
+        room = _top_count(size, fraction) - int(above.sum())
+        selected = above | (tied & (tied.flatten().cumsum(0).view_as(tied) <= room))
+    return Selection(selected, tau, int(selected.sum()) / size)

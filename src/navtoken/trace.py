@@ -1,0 +1,361 @@
+"""Trace: one response with its per-token columns, the record that every stage reads or writes.
+
+Stages hand traces on through Parquet files. A run of hours must survive a crash, so a writer replaces whole shards
+and knows on opening what is already there; a result must say where it came from, so every shard carries its
+provenance; and a reader that does not know a file's schema refuses it rather than guess.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from navtoken.provenance import provenance
+
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Column",
+    "Key",
+    "Trace",
+    "TraceError",
+    "TraceSchemaError",
+    "TraceWriter",
+    "provenance",
+    "read_provenance",
+    "read_traces",
+]
+
+SCHEMA_VERSION = 1
+"""Raised by every change that would make an old reader misread a new file, or the reverse."""
+
+Key = tuple[str, str, str, int]
+"""(policy, task, problem_id, sample): what makes a response one of its kind in a folder."""
+
+
+class TraceError(ValueError):
+    """A trace that does not hold together, or a folder that must not take it."""
+
+
+class TraceSchemaError(TraceError):
+    """A file that this version of navtoken cannot read."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """An optional column with one value, or one row of values, per response token."""
+
+    arrow: pa.DataType
+    """Type of one token's value."""
+    whose: str
+    """The model or part that the value belongs to."""
+    meaning: str
+    unit: str
+
+    @property
+    def is_row(self) -> bool:
+        """Does a token have a row of values, such as its k likeliest alternatives?"""
+        return pa.types.is_list(self.arrow)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype((self.arrow.value_type if self.is_row else self.arrow).to_pandas_dtype())
+
+    @property
+    def missing(self) -> float:
+        """Stands where a value was not computed."""
+        return float("nan") if self.dtype.kind == "f" else -1
+
+
+_FLOAT, _ID = pa.float32(), pa.int32()
+
+COLUMNS: dict[str, Column] = {
+    "entropy_slm": Column(_FLOAT, "SLM", "entropy of the next-token distribution at T = 1", "nats"),
+    "entropy_llm": Column(_FLOAT, "LLM", "entropy of the next-token distribution at T = 1", "nats"),
+    "logprob_slm": Column(_FLOAT, "SLM", "log-probability of the committed token at T = 1", "nats"),
+    "logprob_llm": Column(_FLOAT, "LLM", "log-probability of the committed token at T = 1", "nats"),
+    "p_divergent": Column(_FLOAT, "router", "probability that the draft is divergent", "probability"),
+    "draft_ids": Column(_ID, "SLM", "the draft", "token id"),
+    "top_ids": Column(pa.list_(_ID), "writer", "likeliest tokens, best first", "token id"),
+    "top_logprobs": Column(pa.list_(_FLOAT), "writer", "their log-probabilities at T = 1", "nats"),
+    "label": Column(pa.int8(), "labeling", "0 identical, 1 neutral, 2 divergent", "class"),
+}
+"""Registry of optional columns. Where a value was not computed it is NaN (floats) or -1 (integers)."""
+
+_CORE = pa.schema(
+    [
+        ("task", pa.string()),
+        ("problem_id", pa.string()),
+        ("sample", pa.int32()),
+        ("prompt", pa.string()),
+        ("prompt_ids", pa.list_(_ID)),
+        ("response_ids", pa.list_(_ID)),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("correct", pa.bool_()),
+        ("reward", pa.float64()),
+        ("seed", pa.int64()),
+        ("policy", pa.string()),
+        ("sampling", pa.string()),
+        ("writer", pa.list_(pa.int8())),
+        ("ledger", pa.string()),
+    ]
+)
+_KEY = ("policy", "task", "problem_id", "sample")
+# Their values are of many types, or names that differ from run to run, which Parquet has no column type for.
+_JSON = ("sampling", "ledger")
+_FINISH = ("stop", "length", "abort")
+_VERSION_KEY, _PROVENANCE_KEY = b"navtoken.schema_version", b"navtoken.provenance"
+_PATTERN = "traces-*.parquet"
+
+
+@dataclass
+class Trace:
+    """One response. Token lists are ids as sampled, never text tokenised again."""
+
+    task: str
+    """Reference of the task."""
+    problem_id: str
+    sample: int
+    """Which of the problem's responses this is, from 0."""
+    prompt: str
+    """What was sent to the models, after any chat template."""
+    prompt_ids: list[int]
+    response_ids: list[int]
+    """Committed tokens, the end-of-sequence token included where one was sampled."""
+    text: str
+    finish_reason: str
+    """`stop`, `length` or `abort`."""
+    seed: int
+    policy: str
+    """Reference of the policy."""
+    writer: list[int]
+    """Per response token: 0 the SLM wrote it, 1 the LLM."""
+    correct: bool | None = None
+    """The verifier's word; None before it was asked."""
+    reward: float | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Sampling parameters, JSON-serialisable."""
+    ledger: dict[str, float] = field(default_factory=dict)
+    """Counts of the cost ledger."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Registered optional columns (see `COLUMNS`): arrays [tokens], or [tokens x k] for rows of values."""
+
+    @property
+    def key(self) -> Key:
+        return self.policy, self.task, self.problem_id, self.sample
+
+    def check(self) -> None:
+        """Raise `TraceError` where the parts do not fit together."""
+        where, num_tokens = f"trace {self.key}", len(self.response_ids)
+        if self.finish_reason not in _FINISH:
+            raise TraceError(f"{where}: finish_reason '{self.finish_reason}' is none of {', '.join(_FINISH)}")
+        if set(self.writer) - {0, 1}:
+            raise TraceError(f"{where}: writer holds {sorted(set(self.writer))}; 0 is the SLM, 1 the LLM")
+        for name, values in {"writer": self.writer, **self.columns}.items():
+            if name != "writer" and name not in COLUMNS:
+                raise TraceError(f"{where}: unknown column '{name}'; add it to navtoken.trace.COLUMNS")
+            if len(values) != num_tokens:
+                raise TraceError(f"{where}: column '{name}' has {len(values)} values for {num_tokens} tokens")
+
+
+class TraceWriter:
+    """Writes traces to a folder, shard by shard; opened again on the same folder it goes on where it stopped.
+
+    A shard appears whole or not at all. Leaving the `with` block, also by an exception or Ctrl-C, writes what is
+    buffered. One writer at a time per folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        provenance: dict[str, Any],
+        shard_rows: int = 256,
+        fixed: Sequence[str] = (),
+    ) -> None:
+        """`fixed` names arguments (of `provenance["arguments"]`) that must equal those of the shards already there.
+
+        Fingerprints always must. Raises `TraceError` where one differs, `TraceSchemaError` for foreign shards.
+        """
+        if shard_rows < 1:
+            raise ValueError(f"shard_rows {shard_rows} is not positive")
+        self.folder = Path(folder)
+        self._provenance = provenance
+        self._shard_rows = shard_rows
+        self._buffer: list[Trace] = []
+        self._done: set[Key] = set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".traces-*.tmp"):
+            leftover.unlink()
+        shards = sorted(self.folder.glob(_PATTERN))
+        for path in shards:
+            with _open(path) as file:
+                self._refuse_other_run(path, _provenance_of(file), fixed)
+                self._done.update(_keys(file))
+        self._next_shard = 1 + max((int(path.name.split("-")[1]) for path in shards), default=-1)
+
+    def done(self) -> set[Key]:
+        """Keys of the traces on disk."""
+        return set(self._done)
+
+    def write(self, trace: Trace) -> None:
+        """Take a trace; it is on disk once its shard is full, or after `flush`."""
+        trace.check()
+        if trace.key in self._done or any(trace.key == other.key for other in self._buffer):
+            raise TraceError(f"trace {trace.key} is in {self.folder} already; skip the keys in done()")
+        self._buffer.append(trace)
+        if len(self._buffer) >= self._shard_rows:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the buffered traces as one shard."""
+        if not self._buffer:
+            return
+        # The random part keeps a second writer, which ought not to be, from replacing this one's shard.
+        name = f"traces-{self._next_shard:05d}-{uuid.uuid4().hex[:8]}.parquet"
+        temporary = self.folder / f".{name}.tmp"
+        with temporary.open("wb") as file:
+            pq.write_table(_table(self._buffer, self._provenance), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.folder / name)
+        self._done.update(trace.key for trace in self._buffer)
+        self._next_shard += 1
+        self._buffer.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def _refuse_other_run(self, path: Path, before: dict[str, Any], fixed: Sequence[str]) -> None:
+        old, new = _identity(before, fixed), _identity(self._provenance, fixed)
+        for name in new:
+            if old[name] != new[name]:
+                raise TraceError(
+                    f"{path} was written with {name} = {old[name]}, now it is {new[name]}; use another folder"
+                )
+
+
+def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Trace]:
+    """Yield the traces of a shard, or of a folder in the order in which they were written, a few in memory at a time.
+
+    `columns` limits the optional columns that are read. Raises `FileNotFoundError` where there is no shard and
+    `TraceSchemaError` for a file that this version does not know.
+    """
+    for shard in _shards(path):
+        with _open(shard) as file:
+            wanted = [
+                name
+                for name in file.schema_arrow.names
+                if name not in COLUMNS or columns is None or name in columns
+            ]
+            for batch in file.iter_batches(batch_size=64, columns=wanted):
+                for row in range(batch.num_rows):
+                    yield _trace(batch, row)
+
+
+def read_provenance(path: str | Path) -> dict[str, Any]:
+    """Provenance of a shard, or of the shard that was written last in a folder."""
+    with _open(_shards(path)[-1]) as file:
+        return _provenance_of(file)
+
+
+def _shards(path: str | Path) -> list[Path]:
+    path = Path(path)
+    shards = sorted(path.glob(_PATTERN)) if path.is_dir() else [path] if path.is_file() else []
+    if not shards:
+        raise FileNotFoundError(f"no traces at {path}: name a shard, or a folder with {_PATTERN}")
+    return shards
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    file = pq.ParquetFile(path)
+    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    unknown = [name for name in file.schema_arrow.names if name not in COLUMNS and name not in _CORE.names]
+    if version == str(SCHEMA_VERSION) and not unknown:
+        return file
+    file.close()
+    problem = f"columns {unknown}" if version == str(SCHEMA_VERSION) else f"schema version {version}"
+    raise TraceSchemaError(
+        f"{path} has {problem}, unknown to this navtoken, which reads version {SCHEMA_VERSION}; "
+        "read it with the version of navtoken that wrote it, or write it again"
+    )
+
+
+def _provenance_of(file: pq.ParquetFile) -> dict[str, Any]:
+    return json.loads(file.schema_arrow.metadata[_PROVENANCE_KEY])
+
+
+def _identity(record: dict[str, Any], fixed: Sequence[str]) -> dict[str, Any]:
+    arguments = record.get("arguments", {})
+    # Through JSON, as what is on disk went: tuples become lists there, paths text.
+    return json.loads(
+        _json({"fingerprints": record.get("fingerprints"), **{name: arguments.get(name) for name in fixed}})
+    )
+
+
+def _keys(file: pq.ParquetFile) -> Iterator[Key]:
+    for row in file.read(columns=list(_KEY)).to_pylist():
+        yield row["policy"], row["task"], row["problem_id"], row["sample"]
+
+
+def _json(value: Any) -> str:
+    # Numpy's numbers stay numbers; paths and the like become text.
+    return json.dumps(
+        value, default=lambda other: other.item() if isinstance(other, np.generic) else str(other)
+    )
+
+
+def _table(traces: list[Trace], record: dict[str, Any]) -> pa.Table:
+    arrays = {}
+    for name, kind in zip(_CORE.names, _CORE.types, strict=True):
+        values = [getattr(trace, name) for trace in traces]
+        arrays[name] = pa.array([_json(value) for value in values] if name in _JSON else values, kind)
+    for name, column in COLUMNS.items():
+        if any(name in trace.columns for trace in traces):
+            rows = [_cells(trace.columns.get(name), column) for trace in traces]
+            arrays[name] = pa.array(rows, pa.list_(column.arrow))
+    metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _PROVENANCE_KEY: _json(record).encode()}
+    return pa.table(arrays).replace_schema_metadata(metadata)
+
+
+def _cells(values: Any, column: Column) -> Any:
+    if values is None:
+        return None
+    if not column.is_row:
+        return np.asarray(values, dtype=column.dtype)
+    rows = [np.asarray(row, dtype=column.dtype) for row in values]
+    width = max((len(row) for row in rows), default=0)
+    # A token whose alternatives were not computed comes with a shorter row, often an empty one.
+    return [np.pad(row, (0, width - len(row)), constant_values=column.missing) for row in rows]
+
+
+def _trace(batch: pa.RecordBatch, row: int) -> Trace:
+    core: dict[str, Any] = {}
+    columns: dict[str, np.ndarray] = {}
+    for name in batch.schema.names:
+        cell = batch.column(name)[row]
+        if name not in COLUMNS:
+            core[name] = json.loads(cell.as_py()) if name in _JSON else cell.as_py()
+        elif cell.is_valid:
+            columns[name] = _array(cell.values, COLUMNS[name])
+    return Trace(**{f.name: core[f.name] for f in fields(Trace) if f.name in core}, columns=columns)
+
+
+def _array(values: pa.Array, column: Column) -> np.ndarray:
+    if not column.is_row:
+        return values.to_numpy(zero_copy_only=False)
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(values), len(flat) // max(1, len(values)))
