@@ -1,0 +1,123 @@
+"""A results table: numbers aligned right, standard errors beside them, rows in groups."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from numbers import Real
+from typing import Any, Literal
+
+from navtoken.report.markup import Html, ReportError, each, element, escape
+from navtoken.report.pieces import visible
+
+Row = Mapping[str, Any]
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one key of the rows is shown."""
+
+    key: str
+    """Key in the rows; a row without it, or with None or NaN, shows a dash."""
+    label: str
+    """Heading, with the unit."""
+    kind: Literal["text", "code", "number", "percent", "count"] = "number"
+    """`percent` takes fractions (0.13 is shown as 13.0), `count` groups thousands, `code` is for names and tokens."""
+    digits: int = 1
+    """Decimals of `number` and `percent`."""
+    error: str | None = None
+    """Key of the standard error, in the same unit."""
+    bar: bool = False
+    """Draw the value as a bar behind the number (`percent` only)."""
+    help: str = ""
+    """One sentence that says what the number is, listed under the table."""
+
+    @property
+    def numeric(self) -> bool:
+        return self.kind not in ("text", "code")
+
+    def show(self, value: Any) -> str:
+        """The value as text; raises `ReportError` where a numeric column holds something else."""
+        if value is None or (isinstance(value, Real) and math.isnan(value)):
+            return MISSING
+        if not self.numeric:
+            return "".join(segment.shown for segment in visible(str(value)))
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ReportError(f"column '{self.key}' holds {value!r}: give a number or kind='text'") from None
+        if self.kind == "count":
+            return f"{round(number):,}" if math.isfinite(number) else str(number)
+        return f"{number * (100 if self.kind == 'percent' else 1):,.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """Rows as a table."""
+
+    title: str
+    """The heading; best when it says the finding."""
+    columns: Sequence[Column]
+    """What is shown, from left to right; the first one names the row."""
+    rows: Sequence[Row]
+    """Plain dicts."""
+    group_by: str | None = None
+    """Key by which neighbouring rows stand under a heading of their own (the task, say)."""
+    caption: str = ""
+    """Plain text under the heading."""
+
+    def html(self, anchor: str) -> Html:
+        if not self.columns:
+            raise ReportError(f"table '{self.title}' has no columns; give at least one Column")
+        head = element("thead", element("tr", each(self.columns, self._heading)))
+        table = element(
+            "table", element("caption", escape(self.caption)) if self.caption else "", head, self._bodies()
+        )
+        scroller = element(
+            "div", table, class_="scroll", tabindex=0, role="region", aria_labelledby=f"{anchor}-title"
+        )
+        notes = [column for column in self.columns if column.help]
+        terms = each(
+            notes, lambda column: element("dt", escape(column.label)) + element("dd", escape(column.help))
+        )
+        return scroller + (element("dl", terms, class_="notes") if notes else "")
+
+    def _heading(self, column: Column) -> Html:
+        return element("th", escape(column.label), scope="col", class_="num" if column.numeric else None)
+
+    def _bodies(self) -> Html:
+        if self.group_by is None:
+            return element("tbody", each(self.rows, self._row))
+        key = self.group_by
+        return each(
+            ((name, list(rows)) for name, rows in groupby(self.rows, lambda row: row.get(key, MISSING))),
+            lambda group: element("tbody", self._group_heading(group[0]), each(group[1], self._row)),
+        )
+
+    def _group_heading(self, name: object) -> Html:
+        heading = element("th", escape(name), scope="rowgroup", colspan=len(self.columns))
+        return element("tr", heading, class_="group")
+
+    def _row(self, row: Row) -> Html:
+        first, *others = self.columns
+        name = element("th", self._content(first, row), scope="row", class_="num" if first.numeric else None)
+        return element("tr", name, each(others, lambda column: self._cell(column, row)))
+
+    def _cell(self, column: Column, row: Row) -> Html:
+        value = row.get(column.key)
+        if not column.numeric:
+            return element("td", self._content(column, row))
+        drawn = column.bar and isinstance(value, Real) and math.isfinite(value)
+        style = f"--v:{min(max(float(value or 0), 0.0), 1.0):.4f}" if drawn else None
+        classes = "num bar" if drawn else "num"
+        return element("td", self._content(column, row), class_=classes, style=style, data_value=value)
+
+    def _content(self, column: Column, row: Row) -> Html:
+        text = escape(column.show(row.get(column.key)))
+        if column.kind == "code":
+            return element("code", text)
+        if column.error is None or text == MISSING:
+            return text
+        error = column.show(row.get(column.error))
+        return text + ("" if error == MISSING else element("span", f" ± {escape(error)}", class_="se"))

@@ -1,0 +1,152 @@
+"""What the viewer knows of each token of a trace: its text, its writer, its columns, draft and alternatives.
+
+The engine records what it has; every column is optional, and NaN (numbers) or -1 (ids) means not computed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navtoken.report.markup import ReportError
+from navtoken.report.pieces import Pieces
+from navtoken.trace import Trace
+
+SLM, LLM = 0, 1
+
+COLUMN_NAMES = {
+    "entropy_slm": "entropy of the SLM (nats)",
+    "entropy_llm": "entropy of the LLM (nats)",
+    "p_divergent": "router's p(divergent)",
+    "logprob_slm": "log-probability by the SLM",
+    "logprob_llm": "log-probability by the LLM",
+}
+"""Words for the columns that the engine writes; others go by their own name."""
+
+
+CLASSES = {"label": ["identical", "neutral", "divergent"]}
+"""Words for the values of columns that hold a class."""
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """A trace as the page shows it: at most `limit` tokens of it."""
+
+    trace: Trace
+    pieces: list[str]
+    """Text that each token adds (see `Pieces.text`)."""
+    shown: list[str]
+    """The same on one line, everything invisible spelled out."""
+    writer: list[int]
+    """0 SLM, 1 LLM."""
+    columns: dict[str, list[float]]
+    """Numbers per token by column name; NaN is not computed."""
+    entropy: list[float]
+    """The SLM's where it drafted, else the LLM's."""
+    drafts: list[str | None]
+    """The SLM's draft where the LLM wrote something else."""
+    alternatives: list[list[tuple[str, float, bool, bool]]]
+    """Text, probability, is it the token written, is it the draft; by the model that wrote the token; likeliest first."""
+
+    @property
+    def judged(self) -> str:
+        """`right`, `wrong`, or `unjudged` where there is no verdict."""
+        return "unjudged" if self.trace.correct is None else "right" if self.trace.correct else "wrong"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole response."""
+        return len(self.trace.response_ids)
+
+
+def view(trace: Trace, pieces: Pieces, limit: int, num_alternatives: int) -> TokenView:
+    """Gather the first `limit` tokens of `trace`. Raises `ReportError` where a column has another length."""
+    ids = [int(token) for token in trace.response_ids]
+    columns = dict(trace.columns)
+    _check_lengths(trace, columns)
+    previous: list[int | None] = [int(trace.prompt_ids[-1]) if len(trace.prompt_ids) else None, *ids][
+        : len(ids)
+    ]
+    cut = slice(0, limit)
+    numbers = {name: values[cut].tolist() for name, values in _numbers(columns).items()}
+    draft_ids = (
+        [int(d) for d in columns["draft_ids"]] if columns.get("draft_ids") is not None else [-1] * len(ids)
+    )
+    return TokenView(
+        trace=trace,
+        pieces=[pieces.text(*pair) for pair in zip(previous[cut], ids[cut], strict=True)],
+        shown=[pieces.shown(*pair) for pair in zip(previous[cut], ids[cut], strict=True)],
+        writer=[int(writer) for writer in trace.writer][cut],
+        columns=numbers,
+        entropy=_entropy(numbers, len(ids[cut])),
+        drafts=[
+            pieces.shown(before, draft) if draft >= 0 and draft != token else None
+            for before, draft, token in zip(previous[cut], draft_ids[cut], ids[cut], strict=True)
+        ],
+        alternatives=[
+            _alternatives(
+                columns, index, previous[index], ids[index], draft_ids[index], pieces, num_alternatives
+            )
+            for index in range(len(ids[cut]))
+        ],
+    )
+
+
+def _check_lengths(trace: Trace, columns: Mapping[str, Any]) -> None:
+    expected = len(trace.response_ids)
+    for name, values in [("writer", trace.writer), *columns.items()]:
+        if values is not None and len(values) != expected:
+            raise ReportError(
+                f"trace {trace.task}/{trace.problem_id} of policy '{trace.policy}': column '{name}' has {len(values)} "
+                f"values for {expected} tokens; write the trace again"
+            )
+
+
+def _numbers(columns: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """Columns of one number per token in which something was computed."""
+    kept = {}
+    for name, values in columns.items():
+        if values is None or name == "draft_ids" or name.startswith("top_"):
+            continue
+        array = np.asarray(values)
+        if array.ndim != 1 or array.dtype.kind not in "fiu":
+            continue
+        numbers = array.astype(np.float64)
+        if array.dtype.kind == "i":
+            numbers[array == -1] = np.nan
+        if np.isfinite(numbers).any():
+            kept[name] = numbers
+    return kept
+
+
+def _entropy(numbers: Mapping[str, list[float]], count: int) -> list[float]:
+    nothing = [math.nan] * count
+    pairs = zip(numbers.get("entropy_slm", nothing), numbers.get("entropy_llm", nothing), strict=True)
+    return [llm if math.isnan(slm) else slm for slm, llm in pairs]
+
+
+def _alternatives(
+    columns: Mapping[str, Any],
+    index: int,
+    previous: int | None,
+    token: int,
+    draft: int,
+    pieces: Pieces,
+    limit: int,
+) -> list[tuple[str, float, bool, bool]]:
+    if columns.get("top_ids") is None or columns.get("top_logprobs") is None:
+        return []
+    ids: Sequence[int] = columns["top_ids"][index]
+    logprobs: Sequence[float] = columns["top_logprobs"][index]
+    if ids is None or logprobs is None:
+        return []
+    known = [
+        (int(i), math.exp(float(v)))
+        for i, v in zip(ids, logprobs, strict=True)
+        if int(i) >= 0 and not math.isnan(v)
+    ]
+    ranked = sorted(known, key=lambda pair: (-pair[1], pair[0]))[:limit]
+    return [(pieces.shown(previous, i), p, i == token, i == draft) for i, p in ranked]
