@@ -1,0 +1,151 @@
+"""The cost ledger: counts every token that goes through a model, so that no cost of routing can hide.
+
+Catch-up makes the LLM compute every committed token: routing saves its passes and their memory traffic, not its
+FLOPs. The paper's cost, average activated parameters, does not show that; `flops` and `bytes` here do.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+from navtoken.model_card import ModelCard
+from navtoken.policies.base import Writer
+
+
+@dataclass
+class ModelLedger:
+    """What went through one model. Every fed token is in exactly one of the first three counts."""
+
+    prefill_tokens: int = 0
+    """Prompt tokens fed."""
+    decode_tokens: int = 0
+    """Response tokens fed in order to predict the next token: at most one per row and pass."""
+    catchup_tokens: int = 0
+    """Other response tokens fed: tokens that the other model wrote, which this model's KV cache lacked."""
+    head_tokens: int = 0
+    """Positions at which the LM head was computed."""
+    attended_tokens: int = 0
+    """Sum over fed tokens of how many tokens each attends to, itself included, windows not considered."""
+    row_passes: int = 0
+    """Sum over passes of the rows that took part."""
+    read_tokens: int = 0
+    """Sum over passes and rows of the row's length: KV cache entries read."""
+    passes: int = 0
+    """Forward passes. Of a sequence: passes in which it took part."""
+
+    @property
+    def tokens(self) -> int:
+        """All tokens fed."""
+        return self.prefill_tokens + self.decode_tokens + self.catchup_tokens
+
+    def record(self, start: int, end: int, prompt_len: int, num_logits: int) -> None:
+        """Count one row's tokens [start, end) of which those before `prompt_len` are the prompt."""
+        prefill = max(0, min(end, prompt_len) - start)
+        decode = 1 if end > prompt_len else 0
+        self.prefill_tokens += prefill
+        self.decode_tokens += decode
+        self.catchup_tokens += end - start - prefill - decode
+        self.head_tokens += num_logits
+        self.attended_tokens += (end * (end + 1) - start * (start + 1)) // 2
+        self.row_passes += 1
+        self.read_tokens += end
+
+
+@dataclass
+class Ledger:
+    """Costs of one sequence, or of all that an engine did."""
+
+    models: tuple[ModelLedger, ModelLedger] = field(default_factory=lambda: (ModelLedger(), ModelLedger()))
+    """Indexed by `Writer`."""
+    written: list[int] = field(default_factory=lambda: [0, 0])
+    """Committed tokens by writer, tokens that were rolled back later included."""
+    discarded_drafts: int = 0
+    """Drafts of the SLM that were not committed."""
+    rolled_back_tokens: int = 0
+    """Committed tokens that a policy took back."""
+    router_calls: int = 0
+    """Drafts that a router network judged."""
+
+    @property
+    def slm(self) -> ModelLedger:
+        return self.models[Writer.SLM]
+
+    @property
+    def llm(self) -> ModelLedger:
+        return self.models[Writer.LLM]
+
+    @property
+    def llm_share(self) -> float:
+        """Committed tokens written by the LLM / all committed tokens; 0 if there are none."""
+        return self.written[Writer.LLM] / max(1, sum(self.written))
+
+    def as_dict(self) -> dict[str, float]:
+        """Flat counts, as a trace keeps them: `slm_prefill_tokens`, ..., `llm_passes`, `discarded_drafts`, ..."""
+        flat: dict[str, float] = {}
+        for name, model, written in zip(("slm", "llm"), self.models, self.written, strict=True):
+            flat |= {f"{name}_{key}": value for key, value in asdict(model).items()}
+            flat[f"{name}_written"] = written
+        return flat | {
+            "discarded_drafts": self.discarded_drafts,
+            "rolled_back_tokens": self.rolled_back_tokens,
+            "router_calls": self.router_calls,
+        }
+
+    @classmethod
+    def from_dict(cls, flat: dict[str, float]) -> "Ledger":
+        """The inverse of `as_dict`."""
+        counts = {key: int(value) for key, value in flat.items()}
+        models = [
+            ModelLedger(**{key: counts[f"{name}_{key}"] for key in asdict(ModelLedger())})
+            for name in ("slm", "llm")
+        ]
+        return cls(
+            models=(models[0], models[1]),
+            written=[counts["slm_written"], counts["llm_written"]],
+            discarded_drafts=counts["discarded_drafts"],
+            rolled_back_tokens=counts["rolled_back_tokens"],
+            router_calls=counts["router_calls"],
+        )
+
+    def add(self, other: "Ledger") -> None:
+        """Add another ledger's counts; passes of sequences that shared a pass are then counted once per sequence."""
+        for mine, theirs in zip(self.models, other.models, strict=True):
+            for key, value in asdict(theirs).items():
+                setattr(mine, key, getattr(mine, key) + value)
+        self.written = [mine + theirs for mine, theirs in zip(self.written, other.written, strict=True)]
+        self.discarded_drafts += other.discarded_drafts
+        self.rolled_back_tokens += other.rolled_back_tokens
+        self.router_calls += other.router_calls
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Turns a ledger into the three costs that the comparison table shows."""
+
+    slm: ModelCard
+    llm: ModelCard
+    router_parameters: int = 0
+
+    def average_activated_parameters(self, ledger: Ledger) -> float:
+        """The R2R paper's cost per committed token: (n_slm*P_slm + n_llm*P_llm) / (n_slm + n_llm), with its router.
+
+        P are active parameters, embeddings included. Prefill, catch-up and discarded drafts are not in it.
+        """
+        slm, llm = ledger.written
+        activated = slm * self.slm.active_parameters + llm * self.llm.active_parameters
+        return (activated + ledger.router_calls * self.router_parameters) / max(1, slm + llm)
+
+    def flops(self, ledger: Ledger) -> float:
+        """FLOPs of all that was computed: both models and the router."""
+        models = sum(
+            card.flops(count.tokens, count.attended_tokens, count.head_tokens)
+            for card, count in zip((self.slm, self.llm), ledger.models, strict=True)
+        )
+        return models + 2.0 * ledger.router_calls * self.router_parameters
+
+    def bytes(self, ledger: Ledger) -> float:
+        """Bytes of weights and KV cache read. Of a sequence's ledger: as if it had run alone."""
+        return float(
+            sum(
+                card.bytes(count.passes, count.tokens, count.read_tokens)
+                for card, count in zip((self.slm, self.llm), ledger.models, strict=True)
+            )
+        )

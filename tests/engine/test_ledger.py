@@ -1,0 +1,61 @@
+"""The ledger's counts of one feed, and the costs made of them, against sums done by hand."""
+
+import pytest
+
+from fake_engine import CARD
+from navtoken.engine import Costs, Ledger
+from navtoken.engine.ledger import ModelLedger
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 5, (5, 0, 0)),
+        (5, 6, (0, 1, 0)),
+        (6, 10, (0, 1, 3)),
+        (0, 9, (5, 1, 3)),
+        (3, 6, (2, 1, 0)),
+    ],
+)
+def test_every_fed_token_is_prefill_decode_or_catchup(start: int, end: int, expected: tuple) -> None:
+    count = ModelLedger()
+    count.record(start, end, prompt_len=5, num_logits=1)
+    assert (count.prefill_tokens, count.decode_tokens, count.catchup_tokens) == expected
+    assert count.tokens == end - start
+    assert count.attended_tokens == sum(position + 1 for position in range(start, end))
+    assert count.read_tokens == end
+
+
+def a_ledger() -> Ledger:
+    ledger = Ledger(written=[87, 13], router_calls=100)
+    ledger.slm.record(0, 10, 10, 1)
+    ledger.slm.passes = 1
+    ledger.llm.record(4, 12, 10, 1)
+    ledger.llm.passes = 1
+    return ledger
+
+
+def test_average_activated_parameters_is_the_papers_formula() -> None:
+    small, large = CARD, type(CARD)(**{**vars(CARD), "active_parameters": 20_000})
+    assert Costs(small, large).average_activated_parameters(a_ledger()) == 0.87 * 1000 + 0.13 * 20_000
+    with_router = Costs(small, large, router_parameters=50).average_activated_parameters(a_ledger())
+    assert with_router == 0.87 * 1000 + 0.13 * 20_000 + 50
+    assert Costs(small, large).average_activated_parameters(Ledger()) == 0
+
+
+def test_flops_and_bytes_count_both_models_and_the_router() -> None:
+    costs = Costs(CARD, CARD, router_parameters=50)
+    dense = 2 * (800 * (10 + 8) + 100 * 2)
+    attention = 4 * (sum(range(1, 11)) + sum(range(5, 13)))
+    assert costs.flops(a_ledger()) == dense + attention + 2 * 100 * 50
+    assert costs.bytes(a_ledger()) == 2 * (4000 - 400) + 8 * (10 + 10) + 8 * (12 + 8)
+
+
+def test_a_ledger_survives_the_way_through_a_trace() -> None:
+    ledger = a_ledger()
+    again = Ledger.from_dict(ledger.as_dict())
+    assert again == ledger
+    again.add(ledger)
+    assert again.written == [174, 26]
+    assert again.llm.tokens == 2 * ledger.llm.tokens
+    assert again.llm_share == ledger.llm_share
