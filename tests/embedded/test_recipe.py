@@ -17,13 +17,13 @@ from navtoken.embedded.tokenizer import VOCABULARY, train_tokenizer
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = (f"{prompt} {trace}" for prompt, trace in corpus.examples("train", 300, seed=0))
+    texts = (f"{prompt} {trace}" for prompt, trace in corpus.examples(corpus.FAMILIES, 300, seed=0))
     return train_tokenizer(texts, 1024)
 
 
 @pytest.fixture
 def options(tmp_path, monkeypatch):
-    monkeypatch.setitem(recipe.SHAPES, "slm", recipe.Shape(16, 1, 2, 1, 32, steps=6))
+    monkeypatch.setitem(recipe.SHAPES, "slm", recipe.Shape(16, 1, 2, 1, 32, steps=6, easy_steps=3))
     return recipe.PairOptions(
         work=tmp_path / "work",
         num_examples=120,
@@ -55,10 +55,10 @@ def test_interrupted_training_ends_where_uninterrupted_does(options, tmp_path):
     torn = train.Trainer("slm", torn_options)
     update = torn.update
 
-    def break_off(rows):
+    def break_off(data, rows):
         if torn.step == 5:
             raise KeyboardInterrupt
-        return update(rows)
+        return update(data, rows)
 
     torn.update = break_off
     with pytest.raises(KeyboardInterrupt):
@@ -77,14 +77,14 @@ def test_learning_rate_warms_up_and_ends_at_zero(options):
 
 
 def test_batches_cover_the_corpus_once_and_keep_to_the_budget(tokenizer):
-    data = corpus.tokenise(corpus.examples("train", 200, seed=1), tokenizer, 400)
+    data = corpus.tokenise(corpus.examples(corpus.FAMILIES, 200, seed=1), tokenizer, 400)
     batches = list(corpus.epoch_batches(data, 1500, np.random.default_rng(0)))
     assert sorted(np.concatenate(batches)) == list(range(len(data)))
     assert all(len(rows) * data.lengths()[rows].max() <= 1500 or len(rows) == 1 for rows in batches)
 
 
 def test_labels_cover_the_response_alone(tokenizer):
-    pairs = list(corpus.examples("train", 30, seed=2))
+    pairs = list(corpus.examples(corpus.FAMILIES, 30, seed=2))
     data = corpus.tokenise(iter(pairs), tokenizer, 400)
     ids_BT, labels_BT = data.batch(np.arange(len(data)), tokenizer.pad_token_id)
     for row, (_, trace) in enumerate(pairs):
@@ -94,7 +94,7 @@ def test_labels_cover_the_response_alone(tokenizer):
 
 
 def test_examples_are_what_the_chat_template_renders(tokenizer):
-    prompt, trace = next(corpus.examples("train", 1, seed=3))
+    prompt, trace = next(corpus.examples(corpus.FAMILIES, 1, seed=3))
     data = corpus.tokenise(iter([(prompt, trace)]), tokenizer, 400)
     chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": trace}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False)
@@ -103,9 +103,8 @@ def test_examples_are_what_the_chat_template_renders(tokenizer):
     assert tokenizer(asked)["input_ids"] == data.ids.tolist()[: data.response_starts[0]]
 
 
-def test_examples_come_from_the_training_split(monkeypatch):
-    tasks = [family() for family in corpus.FAMILIES]
-    for task in tasks:
+def test_examples_come_from_the_training_split():
+    for task in corpus.FAMILIES:
         drawn = list(corpus.draw_problems(task, "train", 30, "x"))
         assert {task.split_of(problem) for problem in drawn} == {"train"}
 
@@ -115,7 +114,7 @@ def test_the_tokenizer_is_small_and_keeps_digits_apart(tokenizer, tmp_path):
     assert [tokenizer.decode([i]) for i in tokenizer("12 345")["input_ids"]] == ["1", "2", " 3", "4", "5"]
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    text = " ".join(trace for _, trace in corpus.examples("train", 5, seed=random.randrange(9)))
+    text = " ".join(trace for _, trace in corpus.examples(corpus.FAMILIES, 5, seed=random.randrange(9)))
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert again.init_kwargs["task_instruction"] is False
 

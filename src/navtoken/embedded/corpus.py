@@ -1,7 +1,7 @@
 """Training data of the embedded pair: reference traces of the three families, tokenised once and kept on disk."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,16 @@ from navtoken.tasks.base import GeneratedTask, Problem, Split
 from navtoken.tasks.countdown import Countdown
 from navtoken.tasks.knights import Knights
 
-FAMILIES: tuple[type[GeneratedTask], ...] = (Countdown, Knights, Arithmetic)
+FAMILIES: tuple[GeneratedTask, ...] = (Countdown(), Knights(), Arithmetic())
+"""What the pair is trained for, at each family's default level."""
+
+EASY: tuple[GeneratedTask, ...] = (Countdown(level=1), Knights(), Arithmetic())
+"""What its training begins with: small numbers in countdown, so that search is learned before long sums are."""
 
 
-def draw_problems(task: GeneratedTask, split: Split, num: int, seed: str) -> Iterator[Problem]:
-    """`num` problems of a split; the same one may come again, with another reference trace."""
-    rng = random.Random(f"{task.name}|{split}|{seed}")
+def draw_problems(task: GeneratedTask, split: Split, num: int, stream: str) -> Iterator[Problem]:
+    """`num` problems of a split, drawn from a named stream; the same one may come again, with another trace."""
+    rng = random.Random(stream)
     while num:
         problem = task.draw(rng)
         if task.split_of(problem) == split:
@@ -28,11 +32,10 @@ def draw_problems(task: GeneratedTask, split: Split, num: int, seed: str) -> Ite
             yield problem
 
 
-def examples(split: Split, num: int, seed: int) -> Iterator[tuple[str, str]]:
-    """`num` pairs (prompt, reference trace), the families in turn."""
-    tasks: list[GeneratedTask] = [family() for family in FAMILIES]
-    sources = [draw_problems(task, split, num, f"corpus{seed}") for task in tasks]
-    rng = random.Random(f"traces|{split}|{seed}")
+def examples(tasks: Sequence[GeneratedTask], num: int, seed: int) -> Iterator[tuple[str, str]]:
+    """`num` pairs (prompt, reference trace) of the training split, the tasks in turn."""
+    sources = [draw_problems(task, "train", num, f"{_family(task)}|train|corpus{seed}") for task in tasks]
+    rng = random.Random(f"traces|train|{seed}")
     for index in range(num):
         task = tasks[index % len(tasks)]
         problem = next(sources[index % len(tasks)])
@@ -42,11 +45,16 @@ def examples(split: Split, num: int, seed: int) -> Iterator[tuple[str, str]]:
 def vocabulary_examples(seed: int) -> Iterator[tuple[str, str]]:
     """Examples of every family and level: what the tokenizer learns its merges from."""
     rng = random.Random(f"vocabulary|{seed}")
-    for family in FAMILIES:
+    for family in (Countdown, Knights, Arithmetic):
         for level in (1, 2, 3):
             task = family(level)
-            for problem in draw_problems(task, "train", 600, f"vocabulary{seed}"):
+            stream = _family(task) + (f",level={level}" if level > 1 else "")
+            for problem in draw_problems(task, "train", 600, f"{stream}|train|vocabulary{seed}"):
                 yield problem.prompt, task.reference(problem, rng)
+
+
+def _family(task: GeneratedTask) -> str:
+    return task.name.partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,9 @@ def epoch_batches(corpus: Corpus, batch_tokens: int, rng: np.random.Generator) -
     """Batches of about `batch_tokens` padded tokens, rows of like length together, in random order."""
     lengths = corpus.lengths()
     order = np.lexsort((rng.random(len(lengths)), lengths + rng.integers(0, 12, len(lengths))))
-    batches, current, longest = [], [], 0
+    batches: list[np.ndarray] = []
+    current: list[int] = []
+    longest = 0
     for row in order:
         longest = max(longest, int(lengths[row]))
         if current and longest * (len(current) + 1) > batch_tokens:

@@ -17,6 +17,9 @@ from navtoken.policies import derive_seed, make_policy
 from navtoken.provenance import provenance
 from navtoken.tasks.prompts import render
 
+RESPONSE_LIMIT = 400
+"""Default length limit that the checkpoints state: as long as the longest training example."""
+
 
 def export(options: PairOptions) -> None:
     """Write `slm`, `llm`, `base` and `training_log.json` to `options.out`."""
@@ -57,14 +60,15 @@ def sampled_accuracy(folder: Path, options: PairOptions) -> float:
     """Accuracy at T = 1 on training problems, mean of the families."""
     model = load_model(str(folder))
     accuracies = []
-    for family in FAMILIES:
-        task = family()
+    for task in FAMILIES:
         engine = Engine(ModelPair(model, model), make_policy("llm"))
         asked = {}
         for problem in task.problems("train", options.base_problems, options.seed):
             seed = derive_seed(options.seed, task.name, problem.problem_id)
             ids = render(model.tokenizer, task, problem).ids
-            asked[engine.add(ids, SamplingParams(temperature=1.0), 400, seed).sequence_id] = problem
+            asked[engine.add(ids, SamplingParams(temperature=1.0), RESPONSE_LIMIT, seed).sequence_id] = (
+                problem
+            )
         right = 0
         for event in engine.run():
             if event.finish_reason:

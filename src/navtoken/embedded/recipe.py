@@ -21,6 +21,8 @@ class Shape:
     intermediate_size: int
     steps: int
     """Optimiser steps, enough for a flat validation loss."""
+    easy_steps: int
+    """The first of them, on easy problems."""
 
     def config(self, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         return Qwen3Config(
@@ -40,7 +42,10 @@ class Shape:
         )
 
 
-SHAPES = {"slm": Shape(48, 2, 3, 1, 128, steps=9_000), "llm": Shape(128, 6, 4, 2, 352, steps=5_500)}
+SHAPES = {
+    "slm": Shape(32, 2, 2, 1, 80, steps=9_000, easy_steps=3_000),
+    "llm": Shape(128, 6, 4, 2, 352, steps=5_500, easy_steps=2_000),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class PairOptions:
     """What to do: everything, one model's training, or only the export of what is trained."""
     seed: int = 20251122
     """Seeds data, initial weights and batch order."""
-    num_examples: int = 330_000
+    num_easy_examples: int = 330_000
+    """Easy training examples, a third of each family."""
+    num_examples: int = 240_000
     """Training examples, a third of each family."""
     num_validation: int = 3_000
     """Validation examples, of the training split too but drawn with another seed."""

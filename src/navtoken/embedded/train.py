@@ -3,9 +3,11 @@
 Muon on the layers' matrices reaches a given loss in about half the steps of AdamW here (`docs/log.md`).
 """
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,27 +19,37 @@ from navtoken.embedded.recipe import CONTEXT, SHAPES, PairOptions
 from navtoken.embedded.tokenizer import train_tokenizer
 
 
-def prepare(options: PairOptions) -> tuple[PreTrainedTokenizerFast, corpora.Corpus, corpora.Corpus]:
-    """Tokenizer, training corpus and validation corpus, made where they are missing."""
+@dataclass(frozen=True)
+class Data:
+    """What a model of the pair is trained on."""
+
+    tokenizer: PreTrainedTokenizerFast
+    easy: corpora.Corpus
+    train: corpora.Corpus
+    valid: corpora.Corpus
+
+
+def prepare(options: PairOptions) -> Data:
+    """Tokenizer and corpora, made where they are missing."""
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.work / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         texts = (f"{prompt} {trace}" for prompt, trace in corpora.vocabulary_examples(options.seed))
         train_tokenizer(texts, CONTEXT).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    parts = []
-    for name, num, seed in (
-        ("train", options.num_examples, options.seed),
-        ("valid", options.num_validation, options.seed + 1),
-    ):
+    parts = {
+        "easy": (corpora.EASY, options.num_easy_examples, options.seed),
+        "train": (corpora.FAMILIES, options.num_examples, options.seed),
+        "valid": (corpora.FAMILIES, options.num_validation, options.seed + 1),
+    }
+    for name, (tasks, num, seed) in parts.items():
         path = options.work / f"{name}.npz"
         if not path.exists():
             print(f"writing {num} examples to {path}", flush=True)
             corpora.save(
-                corpora.tokenise(corpora.examples("train", num, seed), tokenizer, options.max_length), path
+                corpora.tokenise(corpora.examples(tasks, num, seed), tokenizer, options.max_length), path
             )
-        parts.append(corpora.load(path))
-    return tokenizer, parts[0], parts[1]
+    return Data(tokenizer, *(corpora.load(options.work / f"{name}.npz") for name in parts))
 
 
 def learning_rate(options: PairOptions, step: int, num_steps: int) -> float:
@@ -52,7 +64,8 @@ class Trainer:
     def __init__(self, name: str, options: PairOptions) -> None:
         self.name = name
         self.options = options
-        self.tokenizer, self.train_set, self.valid_set = prepare(options)
+        self.data = prepare(options)
+        self.tokenizer = self.data.tokenizer
         self.num_steps = SHAPES[name].steps
         torch.manual_seed(options.seed)
         self.model = Qwen3ForCausalLM(SHAPES[name].config(self.tokenizer))
@@ -72,33 +85,36 @@ class Trainer:
     def run(self) -> None:
         """Train from the last checkpoint to the end."""
         started, losses = time.monotonic() - self.seconds, []
-        for rows in self.batches():
-            losses.append(self.update(rows))
+        for data, rows in self.batches():
+            losses.append(self.update(data, rows))
             self.step += 1
             self.seconds = time.monotonic() - started
             if self.step % self.options.save_every == 0 or self.step == self.num_steps:
                 self.record(float(np.mean(losses)))
                 self.save()
                 losses = []
-            if self.step >= self.num_steps:
-                return
 
-    def batches(self) -> Iterator[np.ndarray]:
+    def batches(self) -> Iterator[tuple[corpora.Corpus, np.ndarray]]:
         """Batches from the current step on, the same ones whether or not training was interrupted."""
-        epoch, passed = 0, 0
-        while self.step < self.num_steps:
-            rng = np.random.default_rng((self.options.seed, epoch))
-            for rows in corpora.epoch_batches(self.train_set, self.options.batch_tokens, rng):
-                passed += 1
-                if passed > self.step:
-                    yield rows
-            epoch += 1
+        num_easy = SHAPES[self.name].easy_steps
+        passed = 0
+        for data, end in ((self.data.easy, num_easy), (self.data.train, self.num_steps)):
+            epoch = 0
+            while passed < end:
+                rng = np.random.default_rng((self.options.seed, epoch))
+                for rows in itertools.islice(
+                    corpora.epoch_batches(data, self.options.batch_tokens, rng), end - passed
+                ):
+                    passed += 1
+                    if passed > self.step:
+                        yield data, rows
+                epoch += 1
 
-    def update(self, rows: np.ndarray) -> float:
+    def update(self, data: corpora.Corpus, rows: np.ndarray) -> float:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.options, self.step, self.num_steps)
-        loss = self.loss(self.train_set, rows)
+        loss = self.loss(data, rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -118,8 +134,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float:
         rng = np.random.default_rng(0)
-        batches = list(corpora.epoch_batches(self.valid_set, 8192, rng))[:12]
-        return float(np.mean([self.loss(self.valid_set, rows).item() for rows in batches]))
+        batches = list(corpora.epoch_batches(self.data.valid, 8192, rng))[:12]
+        return float(np.mean([self.loss(self.data.valid, rows).item() for rows in batches]))
 
     def record(self, train_loss: float) -> None:
         entry = {

@@ -88,6 +88,18 @@ class GeneratedTask:
         """The problem that a prompt of this family states, of any level; None where it states none with one answer."""
         raise NotImplementedError
 
+    def extract(self, text: str) -> str | None:
+        """The final answer as the response states it, or None."""
+        raise NotImplementedError
+
+    def verify(self, problem: Problem, text: str) -> bool:
+        """Does the response `text` end in a right answer?"""
+        raise NotImplementedError
+
+    def same_step(self, problem: Problem, prefix: str, a: str, b: str) -> bool | None:
+        """Do two sentences that follow `prefix` take the same reasoning step? None: unparsable."""
+        raise NotImplementedError
+
     def split_of(self, problem: Problem) -> Split:
         digest = hashlib.sha256(f"{self.name.split(',')[0]}|{self.canonical(problem)}".encode()).digest()
         return "test" if int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64 else "train"

@@ -69,7 +69,7 @@ class Term:
 
 
 class Countdown(GeneratedTask):
-    """`countdown[,level=1..3]`: 3 numbers up to 15, 3 up to 50, or 4 up to 20; target between 10 and 200."""
+    """`countdown[,level=1..3]`: 3 numbers up to 15, 3 up to 50 (the default), or 4 up to 20; target 10 to 200."""
 
     instruction = (
         "Use every number exactly once with + - * / to make the target. Work step by step and end with a sentence "
@@ -77,11 +77,11 @@ class Countdown(GeneratedTask):
     )
     LEVELS: ClassVar = {1: (3, 15), 2: (3, 50), 3: (4, 20)}
 
-    def __init__(self, level: int = 1) -> None:
+    def __init__(self, level: int = 2) -> None:
         if level not in self.LEVELS:
             raise ValueError(f"countdown has levels {sorted(self.LEVELS)}, not {level}")
         self.level = level
-        self.name = "countdown" if level == 1 else f"countdown,level={level}"
+        self.name = "countdown" if level == 2 else f"countdown,level={level}"
 
     def draw(self, rng: random.Random) -> Problem:
         num_numbers, largest = self.LEVELS[self.level]
