@@ -24,7 +24,7 @@ check: $(STAMPS)/dev
 
 # Data, tokenizer and weights of the embedded pair, from a seed; resumes where an interrupted run stopped.
 pair: $(STAMPS)/run
-	$(BIN)/python -m navtoken.embedded.train $(ARGS)
+	$(BIN)/python -m navtoken.embedded $(ARGS)
 
 # torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
 $(STAMPS)/torch: constraints.txt

@@ -22,11 +22,14 @@ def tokenizer():
 
 
 @pytest.fixture
-def options(tmp_path, monkeypatch):
+def options(tokenizer, tmp_path, monkeypatch):
+    for folder in ("work", "torn"):
+        tokenizer.save_pretrained(tmp_path / folder / "tokenizer")
     monkeypatch.setitem(recipe.SHAPES, "slm", recipe.Shape(16, 1, 2, 1, 32, steps=6, easy_steps=3))
     return recipe.PairOptions(
         work=tmp_path / "work",
-        num_examples=120,
+        num_easy_examples=60,
+        num_examples=60,
         num_validation=60,
         batch_tokens=1024,
         save_every=2,

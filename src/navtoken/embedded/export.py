@@ -1,5 +1,6 @@
 """Ship what was trained: choose `base` among the LLM's snapshots, write the three folders and the training log."""
 
+import bisect
 import json
 import os
 import platform
@@ -41,19 +42,23 @@ def export(options: PairOptions) -> None:
 def choose_base(snapshots: list[Path], options: PairOptions) -> tuple[Path, dict[str, float]]:
     """The first snapshot that reaches `base_accuracy`, and the accuracy of each that was tried.
 
-    Raises `ValueError` where none does.
+    Found by bisection, since accuracy grows with training. Raises `ValueError` where the last one is below.
     """
     tried: dict[str, float] = {}
-    for snapshot in snapshots:
+
+    def accuracy(snapshot: Path) -> float:
         candidate = options.work / "candidate"
         _ship(snapshot, options.work / "tokenizer", candidate)
         tried[snapshot.name] = sampled_accuracy(candidate, options)
         print(f"{snapshot.name}: accuracy at T = 1 {tried[snapshot.name]:.3f}", flush=True)
-        if tried[snapshot.name] >= options.base_accuracy:
-            return snapshot, tried
-    raise ValueError(
-        f"no snapshot reaches base_accuracy={options.base_accuracy}: {tried}; lower it or train longer"
-    )
+        return tried[snapshot.name]
+
+    found = bisect.bisect_left(snapshots, options.base_accuracy, key=accuracy)
+    if found == len(snapshots):
+        raise ValueError(
+            f"no snapshot reaches base_accuracy={options.base_accuracy}: {tried}; lower it or train longer"
+        )
+    return snapshots[found], tried
 
 
 def sampled_accuracy(folder: Path, options: PairOptions) -> float:

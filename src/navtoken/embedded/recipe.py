@@ -82,5 +82,5 @@ class PairOptions:
     """Longest example, in tokens; longer ones are left out."""
     base_accuracy: float = 0.4
     """`base` is the LLM's first snapshot with this accuracy at T = 1, mean of the families, on training problems."""
-    base_problems: int = 100
+    base_problems: int = 80
     """Problems of each family on which `base` is chosen."""

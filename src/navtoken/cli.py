@@ -1,0 +1,101 @@
+"""`navtoken`: one command per stage, derived from the stage's dataclass of options.
+
+Modules of a command are imported when it runs, so that help and version come at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from navtoken.reference import BadReference
+
+
+class Command(NamedTuple):
+    """Where a command lives."""
+
+    module: str
+    """Has the options and `run(options, console) -> result` for JSON."""
+    options: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("navtoken.commands.demo", "DemoOptions", "see it work: table and page in two minutes"),
+    "solve": Command("navtoken.commands.solve", "SolveOptions", "stream one answer, coloured by writer"),
+    "evaluate": Command("navtoken.commands.evaluate", "EvaluateOptions", "compare policies on tasks"),
+    "generate": Command("navtoken.commands.generate", "GenerateOptions", "write responses as traces"),
+}
+INTERRUPTED = 130
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 2 for what the person who runs it can mend."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args and args[0] in COMMANDS:
+        return _guarded(args[0], args[1:])
+    if args in (["--version"], ["-V"]):
+        print(f"navtoken {version('navtoken')}")
+        return 0
+    asked = args in ([], ["--help"], ["-h"])
+    print(
+        usage() if asked else f"navtoken: no command is called '{args[0]}'",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    if not asked:
+        print(f"there are {', '.join(COMMANDS)}; see navtoken --help", file=sys.stderr)
+    return 0 if args and asked else 2
+
+
+def usage() -> str:
+    """What `navtoken --help` says."""
+    lines = [f"  navtoken {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Find the few tokens that decide where a reasoning trace goes, and decode with them.",
+            "",
+            *lines,
+            "",
+            "  navtoken COMMAND --help   options of a command",
+            "  navtoken --version",
+        ]
+    )
+
+
+def _guarded(name: str, args: Sequence[str]) -> int:
+    """Run a command; the project's own errors end as one line."""
+    try:
+        return _run(COMMANDS[name], name, args)
+    except KeyboardInterrupt:
+        print(
+            "navtoken: interrupted; what was finished is kept, run the same again to go on", file=sys.stderr
+        )
+        return INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"navtoken: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _run(command: Command, name: str, args: Sequence[str]) -> int:
+    module = import_module(command.module)
+    parse: Callable[..., Any] = import_module("navtoken.commands.config").parse_invocation
+    invocation = parse(getattr(module, command.options), name, args)
+    result = module.run(invocation.options, Console(stderr=invocation.json))
+    if invocation.json:
+        print(json.dumps(result, allow_nan=False, default=str), flush=True)
+    return 0
+
+
+def _is_ours(error: Exception) -> bool:
+    """Is this the project's word on input or surroundings, and not a slip of the code's that needs its traceback?"""
+    return isinstance(error, OSError | BadReference) or type(error).__module__.startswith("navtoken.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Policies given by LLM share become policies with a threshold, found on the training split and kept.
+
+A threshold is a property of pair, task and sampling. It is written into the run's folder, so that a run that goes
+on after an interruption routes exactly as before, and it is part of the policy's reference in every trace.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from navtoken.checkpoints import ModelPair
+from navtoken.engine import CalibrationOptions, calibrate
+from navtoken.generation.options import GenerationOptions
+from navtoken.policies import Policy, ThresholdPolicy, make_policy
+from navtoken.tasks import Task, load_task
+from navtoken.tasks.prompts import render
+
+CACHE = "calibration.json"
+
+
+class Calibrations:
+    """Thresholds found so far, by what they depend on; kept in a file of `folder`, or in memory where it is None."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.path = folder / CACHE if folder else None
+        self.references: dict[str, str] = {}
+        if self.path and self.path.exists():
+            self.references = json.loads(self.path.read_text())
+
+    def keep(self, key: str, reference: str) -> None:
+        self.references[key] = reference
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.references, indent=1))
+        os.replace(temporary, self.path)
+
+
+def needs_calibration(asked: str) -> bool:
+    """Is this policy given by a share that only calibration turns into a threshold?"""
+    policy = make_policy(asked)
+    return isinstance(policy, ThresholdPolicy) and policy.threshold is None
+
+
+def ready_policy(
+    asked: str,
+    pair: ModelPair,
+    task: Task,
+    options: GenerationOptions,
+    calibrations: Calibrations | None = None,
+) -> Policy:
+    """The policy that `asked` names, calibrated for `task` where it is given by share.
+
+    Raises `PolicyError`, and the task's own error where it has no training split (`calibrate_on` names another task).
+    """
+    if not needs_calibration(asked):
+        return make_policy(asked)
+    calibrations = calibrations or Calibrations()
+    source = task if options.calibrate_on is None else load_task(options.calibrate_on)
+    key = _key(asked, pair, source, options)
+    if key not in calibrations.references:
+        calibrations.keep(key, _calibrated(asked, pair, source, options).reference)
+    # From its reference, so that the threshold that routes is the one that traces record, digit for digit.
+    return make_policy(calibrations.references[key])
+
+
+def _calibrated(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> Policy:
+    problems = source.problems("train", options.calibration_num, options.seed)
+    prompts = [render(pair.tokenizer, source, problem, options.prompts).ids for problem in problems]
+    how = CalibrationOptions(max_tokens=options.limit(pair), seed=options.seed)
+    return calibrate(make_policy(asked), pair, prompts, options.sampling, how, options.engine)
+
+
+def _key(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> str:
+    parts = {
+        "policy": asked,
+        "task": source.name,
+        "num": options.calibration_num,
+        "seed": options.seed,
+        "max_tokens": options.limit(pair),
+        "sampling": asdict(options.sampling),
+        "prompts": asdict(options.prompts),
+        "slm": pair.slm.fingerprint,
+        "llm": pair.llm.fingerprint,
+    }
+    return json.dumps(parts)
