@@ -1,0 +1,31 @@
+"""Figures in the README are those of the committed results."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "embedded_pair"
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import embedded_pair
+
+
+def test_the_table_is_the_committed_one():
+    readme = (ROOT / "README.md").read_text()
+    shown = re.search(r"<!-- experiments/embedded_pair/table.md -->\n(.*?)<!-- end -->", readme, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == (RESULTS / "table.md").read_text().strip()
+
+
+def test_the_committed_table_follows_from_the_committed_rows():
+    rows = json.loads((RESULTS / "table.json").read_text())["rows"]
+    assert embedded_pair.markdown(rows) == (RESULTS / "table.md").read_text()
+
+
+def test_links_lead_somewhere():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name}: {target}"
