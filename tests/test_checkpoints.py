@@ -1,6 +1,7 @@
 """Loading: what is accepted, what is refused and how, and what a model card says against counted work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from navtoken.checkpoints import (
     check_supported,
     load_model,
     load_pair,
+    resolve_folder,
 )
 from tiny_models import CONTEXT, EOS, KINDS, PADDED_VOCAB_SIZE, VOCAB_SIZE, tiny_model
 
@@ -124,3 +126,27 @@ def test_a_loaded_model_is_in_eval_mode_without_gradients() -> None:
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
     assert AutoConfig.for_model("llama").model_type == "llama"
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(CheckpointError, match="'nonsense' is not to be had here"):
+        load_model("embedded:slm", device="nonsense")
+
+
+def test_broken_files_name_the_checkpoint(tmp_path):
+    shutil.copytree(resolve_folder("embedded:slm"), tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match="torn' cannot be loaded"):
+        load_model(str(tmp_path / "torn"))
+    (tmp_path / "torn" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="torn' cannot be loaded"):
+        load_model(str(tmp_path / "torn"))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_follow_the_batch_are_refused(kind):
+    config = AutoConfig.from_pretrained(resolve_folder("embedded:slm"))
+    config.rope_parameters = {**config.rope_parameters, "rope_type": kind, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match=f"rope_type {kind}"):
+        check_supported(config, None, "some/model")

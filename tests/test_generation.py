@@ -198,7 +198,7 @@ def test_calibration_sees_training_problems_only(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"num": None}, OptionError, "no end of problems"),
+        ({"policy": ()}, OptionError, "no policy is given"),
         ({"policy": ("slm", "nope")}, PolicyError, "no policy is called 'nope'"),
     ],
 )
@@ -212,7 +212,13 @@ def test_what_cannot_work_is_refused_before_the_first_response(
 
 @pytest.mark.parametrize(
     "change",
-    [{"num": 0}, {"samples": 0}, {"max_tokens": 0}, {"policy": ("slm", "slm")}, {"task": ("a", "a")}],
+    [
+        {"num": 0},
+        {"samples": 0},
+        {"max_tokens": 0},
+        {"policy": ("slm", "slm")},
+        {"task": ("a", "a")},
+    ],
 )
 def test_options_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(change))):

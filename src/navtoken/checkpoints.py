@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +24,10 @@ EMBEDDED = ("slm", "llm", "base")
 
 ATTENTION_KINDS = frozenset(("full_attention", "sliding_attention"))
 """Kinds of layers whose past is a KV cache that the engine can keep."""
+
+
+BATCH_DEPENDENT_ROPE = frozenset(("dynamic", "longrope"))
+"""Position scalings whose frequencies follow the longest row of a batch."""
 
 
 class CheckpointError(ValueError):
@@ -66,6 +71,11 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         check_supported(self.model.config, type(self.model), self.reference)
+        if any(name.endswith(".sinks") for name, _ in self.model.named_parameters()):
+            raise UnsupportedModelError(
+                f"'{self.reference}' ({self.model.config.model_type}) has attention sinks, which the engine does not serve; "
+                "give a model with plain, sliding-window or soft-capped attention"
+            )
         self.model.eval().requires_grad_(False)
         self.card = ModelCard.of(self.model)
 
@@ -130,10 +140,19 @@ def load_model(reference: str, device: str = "cpu", dtype: str = "float32") -> L
             f"'{reference}' has no .safetensors file; pickled weights can run code and are not read: convert it "
             "with `save_pretrained(folder, safe_serialization=True)`"
         )
-    config = AutoConfig.from_pretrained(folder)
-    check_supported(config, None, reference)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype), use_safetensors=True)
-    return LoadedModel(model.to(device), AutoTokenizer.from_pretrained(folder), reference, folder)
+    target = _device(device)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        check_supported(config, None, reference)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype), use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"'{reference}' cannot be loaded ({error}); check that its files are whole and of one checkpoint"
+        ) from error
+    return LoadedModel(model.to(target), tokenizer, reference, folder)
 
 
 def resolve_folder(reference: str) -> Path:
@@ -172,11 +191,26 @@ def check_supported(config: Any, model_class: type | None, reference: str) -> No
             f"'{reference}' ({config.model_type}) keeps {', '.join(sorted(odd)) or 'recurrent'} state, which cannot "
             "be rolled back or caught up like a KV cache; give a model with full or sliding-window attention only"
         )
+    scaled = {kind for kind in rope_types(text) if kind in BATCH_DEPENDENT_ROPE}
+    if scaled:
+        raise UnsupportedModelError(
+            f"'{reference}' ({config.model_type}) scales its positions by the longest row of a batch "
+            f"(rope_type {', '.join(sorted(scaled))}), so a row would depend on its neighbours; set another rope_type in its config"
+        )
     if model_class is not None and not getattr(model_class, "_supports_attention_backend", False):
         raise UnsupportedModelError(
             f"'{reference}' ({config.model_type}) does not route its attention through transformers' attention "
             "interface, so its KV cache cannot be served; give a model that does (Llama, Qwen, Gemma, Granite, ...)"
         )
+
+
+def rope_types(text_config: Any) -> set[str]:
+    """Kinds of position scaling that a config asks for; some models have one per kind of layer."""
+    found: Any = (
+        getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    )
+    nested = [found, *(value for value in found.values() if isinstance(value, dict))]
+    return {str(each["rope_type"]) for each in nested if "rope_type" in each}
 
 
 def check_tokenizers(slm: LoadedModel, llm: LoadedModel) -> None:
@@ -221,6 +255,16 @@ def _embedded_folder(reference: str) -> Path:
     if not (folder / "config.json").exists():
         raise CheckpointNotFoundError(f"'{reference}' is missing from {folder}; reinstall the package")
     return folder
+
+
+def _device(name: str) -> torch.device:
+    """Raises `CheckpointError` where this machine or this build of torch has no such device."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"device '{name}' is not to be had here ({error}); give cpu") from error
+    return device
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -75,7 +75,7 @@ def _guarded(name: str, args: Sequence[str]) -> int:
             "navtoken: interrupted; what was finished is kept, run the same again to go on", file=sys.stderr
         )
         return INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
         if not _is_ours(error):
             raise
         print(f"navtoken: {' '.join(str(error).split())}", file=sys.stderr)

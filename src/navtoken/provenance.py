@@ -24,7 +24,7 @@ def provenance(fingerprints: dict[str, str] | None = None, **arguments: Any) -> 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_revision": git_revision(Path(__file__).parent),
         "versions": {"python": platform.python_version(), **_versions()},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "fingerprints": dict(fingerprints or {}),
         "arguments": {name: _plain(value) for name, value in arguments.items()},
     }

@@ -6,7 +6,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from navtoken.checkpoints import LoadedModel, UnsupportedModelError
 from navtoken.engine import Ledger, attention
-from navtoken.engine.attention import Feed
+from navtoken.engine.attention import Feed, Plan, slotted_attention
+from navtoken.engine.kv_cache import KVCache
 from navtoken.engine.runner import ModelRunner
 from navtoken.policies import Writer
 from tiny_models import CONTEXT, VOCAB_SIZE, prompts, tiny_model
@@ -65,6 +66,13 @@ def test_the_model_attends_in_its_own_way_afterwards() -> None:
 
 
 def test_attention_that_asks_for_more_is_refused_not_ignored() -> None:
+    heads = torch.zeros(1, 2, 1, 8)
+    plan = Plan(KVCache(), torch.tensor([0]), torch.tensor([0]), [])
+    with pytest.raises(UnsupportedModelError, match="s_aux"):
+        slotted_attention(torch.nn.Identity(), heads, heads, heads, None, plan=plan, s_aux=torch.zeros(2))
+
+
+def test_attention_sinks_are_refused_at_load() -> None:
     config = CONFIG_MAPPING["gpt_oss"](
         vocab_size=VOCAB_SIZE,
         hidden_size=16,
@@ -77,6 +85,5 @@ def test_attention_that_asks_for_more_is_refused_not_ignored() -> None:
         num_experts_per_tok=1,
     )
     model = AutoModelForCausalLM.from_config(config)
-    loaded = LoadedModel(model, tiny_model("qwen3").tokenizer, "tiny:gpt-oss")
-    with pytest.raises(UnsupportedModelError, match="s_aux"):
-        runner_of(loaded).forward([Feed(0, 0, [3, 4])], 1)
+    with pytest.raises(UnsupportedModelError, match="attention sinks"):
+        LoadedModel(model, tiny_model("qwen3").tokenizer, "tiny:gpt-oss")

@@ -83,6 +83,7 @@ def test_a_policy_knows_its_reference(reference: str) -> None:
     [
         ("entropy", "threshold or a share"),
         ("entropy:high", "'high'"),
+        ("entropy:nan", "compare with nan"),
         ("entropy,shaer=0.1", "'shaer'"),
         ("entropy,share=1.5", "1.5"),
         ("random", "random:0.13"),

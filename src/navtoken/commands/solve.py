@@ -85,6 +85,8 @@ def run(options: SolveOptions, console: Console, pair: ModelPair | None = None) 
     """Stream the answer to `console`, with a legend and a summary; returns both as plain data."""
     quiet = progress_console()
     loaded = pair or options.models.load()
+    if not options.prompt.strip():
+        raise OptionError("the question is empty; give one, such as 'Numbers 3 7 12 target 33 :'")
     task, problem = find_problem(options.prompt)
     with quiet.status("calibrating" if needs_calibration(options.policy) else "making the policy"):
         policy = _policy(options, loaded, task)

@@ -62,7 +62,7 @@ class Engine:
         Noise is keyed by (seed, sample, position, purpose): give different prompts different seeds (`derive_seed`).
         Raises `PromptTooLongError`, and `OptionError` for a prompt or limit that leaves nothing to do.
         """
-        self._check_request(prompt_ids, max_tokens)
+        self._check_request(prompt_ids, max_tokens, seed)
         context = min(self.pair[model].card.context for model in self.policy.models)
         max_len = context if max_tokens is None else min(context, len(prompt_ids) + max_tokens)
         sequence = Sequence(
@@ -147,11 +147,13 @@ class Engine:
         slm, llm = (ModelRunner(model, self.ledger, self.pair[model], size) for model in Writer)
         return slm, llm
 
-    def _check_request(self, prompt_ids: Seq[int], max_tokens: int | None) -> None:
+    def _check_request(self, prompt_ids: Seq[int], max_tokens: int | None, seed: int) -> None:
         if not prompt_ids:
             raise OptionError(
                 "the prompt has no tokens; give at least one (a beginning-of-sequence token, say)"
             )
+        if not -(2**63) <= seed < 2**63:
+            raise OptionError(f"seed is {seed}; give one of at most 64 bits")
         if max_tokens is not None and max_tokens < 1:
             raise OptionError(f"max_tokens is {max_tokens}; give at least 1, or None for up to the context")
         if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.pair.vocab_size:

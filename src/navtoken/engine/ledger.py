@@ -1,7 +1,7 @@
 """The cost ledger: counts every token that goes through a model, so that no cost of routing can hide.
 
-Catch-up makes the LLM compute every committed token: routing saves its passes and their memory traffic, not its
-FLOPs. The paper's cost, average activated parameters, does not show that; `flops` and `bytes` here do.
+Catch-up makes the LLM compute every committed token up to its last write: routing saves its passes and their memory
+traffic, but few of its FLOPs. The paper's cost, average activated parameters, does not show that; `flops` and `bytes` here do.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -54,8 +54,8 @@ class GenerationOptions:
     """Task reference, name[:target][,key=value...]; may be repeated. The three embedded families where left out."""
     policy: tyro.conf.UseAppendAction[tuple[str, ...]] = ("slm", "llm")
     """Policy reference such as slm, random:0.13, entropy,share=0.13; may be repeated. slm and llm where left out."""
-    num: int | None = 100
-    """Problems per task; None takes all of a finite set."""
+    num: int | None = None
+    """Problems per task; None takes all of a finite set and 100 of a task that generates them."""
     split: Split = "test"
     """Split that the problems come from."""
     seed: int = 0

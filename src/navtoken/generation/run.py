@@ -22,11 +22,12 @@ from navtoken.generation.options import GenerationOptions, ModelOptions
 from navtoken.policies import Policy, make_policy
 from navtoken.provenance import provenance
 from navtoken.tasks import Task, load_task
-from navtoken.tasks.base import GeneratedTask
 from navtoken.trace import Key, TraceWriter
 
 FIXED = ("seed", "split", "sampling", "prompts", "max_tokens", "dtype")
 """Arguments that all traces of a folder share; the others may grow or change nothing in a trace."""
+ENDLESS_NUM = 100
+"""Problems of a task without an end, where none are asked for."""
 FLUSH_SECONDS = 60.0
 """A crash loses at most so much work; an interruption loses none."""
 
@@ -98,6 +99,9 @@ def fingerprints(pair: ModelPair) -> dict[str, str]:
 def _plan(options: GenerateOptions, pair: ModelPair, progress: Progress) -> list[Cell]:
     """Every policy on every task; whatever cannot work is found here, before the first response."""
     wanted = options.generation
+    for name in ("task", "policy"):
+        if not getattr(wanted, name):
+            raise OptionError(f"no {name} is given; name at least one")
     calibrated = Calibrations(options.out)
     tasks = [(task, _requests(task, wanted)) for task in map(load_task, wanted.task)]
     for asked in wanted.policy:
@@ -113,9 +117,8 @@ def _plan(options: GenerateOptions, pair: ModelPair, progress: Progress) -> list
 
 
 def _requests(task: Task, wanted: GenerationOptions) -> list[Request]:
-    if wanted.num is None and isinstance(task, GeneratedTask):
-        raise OptionError(f"task '{task.name}' has no end of problems; say how many with num")
-    problems = task.problems(wanted.split, wanted.num, wanted.seed)
+    num = ENDLESS_NUM if wanted.num is None and task.endless else wanted.num
+    problems = task.problems(wanted.split, num, wanted.seed)
     return [Request(task, problem, sample) for problem in problems for sample in range(wanted.samples)]
 
 

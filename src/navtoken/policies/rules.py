@@ -6,6 +6,7 @@ by calibration on the training split. Random routing needs none: its share is it
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import isnan
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -96,6 +97,8 @@ class ThresholdPolicy(BasePolicy):
             )
         if self.share is not None:
             check_fraction(f"{self.name},share", self.share)
+        if self.threshold is not None and isnan(self.threshold):
+            raise PolicyError(f"{self.name} cannot compare with nan; give a number as its threshold")
 
     @property
     def reference(self) -> str:

@@ -36,6 +36,8 @@ class Task(Protocol):
     """A source of problems and their exact verifier."""
 
     name: str
+    endless: bool
+    """Are its problems generated, as many as are asked for?"""
     instruction: str
     """Appended to the prompt of models that were not trained on the bare question; says the answer's form."""
 
@@ -68,6 +70,7 @@ class GeneratedTask:
 
     name: str
     instruction: str
+    endless = True
 
     def __init__(self, level: int = 1) -> None:
         raise NotImplementedError

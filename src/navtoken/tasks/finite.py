@@ -22,6 +22,8 @@ class MissingSplitError(TaskError):
 class FiniteTask:
     """Problems known in full, with answers compared as mathematics."""
 
+    endless = False
+
     def __init__(
         self, name: str, splits: Mapping[Split, Sequence[Problem]], instruction: str = BOXED_INSTRUCTION
     ) -> None:
@@ -42,7 +44,7 @@ class FiniteTask:
             )
         if num is not None and num > len(found):
             raise ExhaustedError(
-                f"task '{self.name}' has {len(found)} problems in '{split}', fewer than {num}; ask for fewer, or for all"
+                f"task '{self.name}' has {len(found)} problems in '{split}', fewer than {num}; ask for fewer, or for all by leaving num out"
             )
         order = list(found)
         random.Random(f"{self.name}|{split}|{seed}").shuffle(order)

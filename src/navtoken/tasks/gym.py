@@ -60,6 +60,7 @@ class GymTask:
     """One reasoning-gym set as a task."""
 
     instruction = BOXED_INSTRUCTION
+    endless = True
 
     def __init__(self, name: str, set_name: str, config: dict[str, Any]) -> None:
         self.name = name
