@@ -31,12 +31,17 @@ SEVERAL_ANSWERS = frozenset(
         "boxnet",
         "composite",
         "countdown",
+        "cryptarithm",
         "graph_color",
+        "group_anagrams",
         "intermediate_integration",
         "jugs",
+        "kakurasu",
         "knight_swap",
         "n_queens",
         "palindrome_generation",
+        "polynomial_equations",
+        "polynomial_multiplication",
         "propositional_logic",
         "puzzle24",
         "quantum_lock",
@@ -49,7 +54,7 @@ SEVERAL_ANSWERS = frozenset(
         "word_ladder",
     }
 )
-"""Sets with several right answers to a question, or none given."""
+"""Sets with several right answers to a question, one that can be written in several ways, or none given."""
 
 _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _WRAPPED = re.compile(r"\\text\{([^{}]*)\}")
