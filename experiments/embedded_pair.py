@@ -21,11 +21,11 @@ from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.entropy import exact_quantiles
 from navtoken.evaluation import EvaluateOptions, evaluate
 from navtoken.generation import GenerationOptions
+from navtoken.generation.options import FAMILIES
 from navtoken.report import ScatterPoint, ScatterSection, write_svg
 from navtoken.report.markup import write_whole
 from navtoken.trace import Trace, read_traces
 
-FAMILIES = ("countdown", "knights", "arithmetic")
 SHARES = (0.05, 0.1, 0.2, 0.4)
 POLICIES = (
     "slm",

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from navtoken.checkpoints import load_model, load_pair
-from navtoken.embedded import NAMES, folder
+from navtoken.checkpoints import EMBEDDED, load_model, load_pair, resolve_folder
 from navtoken.evaluation import EvaluateOptions, evaluate
 from navtoken.generation import GenerationOptions
+
+
+def folder(name):
+    return resolve_folder(f"embedded:{name}")
+
 
 FAMILIES = ("countdown", "knights", "arithmetic")
 
@@ -24,7 +28,7 @@ def rows():
     return {(row["policy"], row["task"]): row for row in table.rows}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_checkpoints_load_with_plain_transformers(name):
     model = AutoModelForCausalLM.from_pretrained(folder(name))
     tokenizer = AutoTokenizer.from_pretrained(folder(name))
@@ -34,10 +38,10 @@ def test_checkpoints_load_with_plain_transformers(name):
 
 
 def test_the_pair_is_small_and_far_apart():
-    slm, llm, base = (load_model(f"embedded:{name}").card.parameters for name in NAMES)
+    slm, llm, base = (load_model(f"embedded:{name}").card.parameters for name in EMBEDDED)
     assert llm >= 15 * slm
     assert base == llm
-    size = sum(file.stat().st_size for name in NAMES for file in folder(name).rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for name in EMBEDDED for file in folder(name).rglob("*") if file.is_file())
     assert size <= 16 * 2**20
 
 

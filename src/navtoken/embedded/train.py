@@ -1,6 +1,6 @@
 """Train one model of the embedded pair on the corpus; stops and resumes at any checkpoint.
 
-Muon on the layers' matrices reaches a given loss in about half the steps of AdamW here (`docs/log.md`).
+Muon on the layers' matrices has a lower loss after 100 steps here than AdamW after 150 (`docs/log.md`).
 """
 
 import itertools

@@ -4,8 +4,9 @@ A task never evaluates model output as code: answers are parsed by small grammar
 """
 
 import hashlib
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,6 +14,9 @@ Split = Literal["train", "test"]
 
 TEST_FRACTION = 0.1
 """Share of canonical problems that belong to the test split."""
+
+PATIENCE = 20_000
+"""Candidates without a new problem of the wanted split before a task counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -104,26 +108,42 @@ class GeneratedTask:
         raise NotImplementedError
 
     def split_of(self, problem: Problem) -> Split:
-        digest = hashlib.sha256(f"{self.name.split(',')[0]}|{self.canonical(problem)}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64 else "train"
+        return hash_split(f"{self.name.split(',')[0]}|{self.canonical(problem)}")
 
     def problems(self, split: Split, num: int | None, seed: int) -> Iterator[Problem]:
         """Yield `num` different problems (endlessly where None). Raises `ExhaustedError` when new ones stop coming."""
         rng = random.Random(f"{self.name}|{split}|{seed}")
-        seen: set[str] = set()
+        candidates = (self.draw(rng) for _ in itertools.count())
+        of_split = (problem if self.split_of(problem) == split else None for problem in candidates)
+        return distinct(of_split, num, f"task '{self.name}' in '{split}'")
+
+
+def distinct(
+    candidates: Iterable[Problem | None], num: int | None, what: str, patience: int = PATIENCE
+) -> Iterator[Problem]:
+    """The first `num` different problems of an endless stream, in which None stands for one that does not count.
+
+    Raises `ExhaustedError` after `patience` candidates without a new one.
+    """
+    seen: set[str] = set()
+    misses = 0
+    candidates = iter(candidates)
+    while num is None or len(seen) < num:
+        problem = next(candidates)
+        if problem is None or problem.problem_id in seen:
+            misses += 1
+            if misses > patience:
+                raise ExhaustedError(f"{what} has no more than {len(seen)} problems; ask for fewer")
+            continue
         misses = 0
-        while num is None or len(seen) < num:
-            problem = self.draw(rng)
-            if problem.problem_id in seen or self.split_of(problem) != split:
-                misses += 1
-                if misses > 20_000:
-                    raise ExhaustedError(
-                        f"task '{self.name}' has no more than {len(seen)} problems in '{split}'; ask for fewer"
-                    )
-                continue
-            misses = 0
-            seen.add(problem.problem_id)
-            yield problem
+        seen.add(problem.problem_id)
+        yield problem
+
+
+def hash_split(canonical: str) -> Split:
+    """The split that a problem belongs to, whatever the file or seed that it came from."""
+    digest = hashlib.sha256(canonical.encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64 else "train"
 
 
 def problem_id(text: str) -> str:

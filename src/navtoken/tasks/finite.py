@@ -4,11 +4,10 @@ An evaluation set has a test split only. Asking it for a training split is an er
 a threshold picked on the problems that are then reported would flatter every rule.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from navtoken.tasks.base import TEST_FRACTION, ExhaustedError, Problem, Split
+from navtoken.tasks.base import ExhaustedError, Problem, Split
 from navtoken.tasks.loading import TaskError
 from navtoken.tasks.math_answers import extract_answer, same_answer
 
@@ -69,9 +68,3 @@ def same_words(a: str, b: str) -> bool | None:
     """True where two sentences differ in white space at most; None where they differ or one is blank."""
     words = a.split()
     return True if words and words == b.split() else None
-
-
-def hash_split(canonical: str) -> Split:
-    """The split that a problem belongs to, whatever the file or seed that it came from."""
-    digest = hashlib.sha256(canonical.encode()).digest()
-    return "test" if int.from_bytes(digest[:8], "big") < TEST_FRACTION * 2**64 else "train"

@@ -14,8 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from navtoken.reference import Reference
-from navtoken.tasks.base import ExhaustedError, Problem, Split, problem_id
-from navtoken.tasks.finite import BOXED_INSTRUCTION, hash_split, same_words
+from navtoken.tasks.base import Problem, Split, distinct, hash_split, problem_id
+from navtoken.tasks.finite import BOXED_INSTRUCTION, same_words
 from navtoken.tasks.loading import TaskError, TaskOptionError, require, typed_options
 from navtoken.tasks.math_answers import last_boxed, stated_answer
 
@@ -23,7 +23,7 @@ CHUNK = 100
 """Problems drawn from one seed of reasoning-gym."""
 
 PATIENCE = 2_000
-"""Candidates without a new problem of the wanted split before a set counts as exhausted."""
+"""Candidates without a new problem of the wanted split before a set counts as exhausted; drawing one can be slow."""
 
 SEVERAL_ANSWERS = frozenset(
     {
@@ -74,21 +74,11 @@ class GymTask:
 
     def problems(self, split: Split, num: int | None, seed: int) -> Iterator[Problem]:
         """`num` different problems (endlessly where None). Raises `ExhaustedError` when new ones stop coming."""
-        seen: set[str] = set()
-        misses = 0
-        for problem in self._candidates(random.Random(f"{self.name}|{split}|{seed}")):
-            if num is not None and len(seen) >= num:
-                return
-            if problem.problem_id in seen or hash_split(_canonical(problem.prompt)) != split:
-                misses += 1
-                if misses > PATIENCE:
-                    raise ExhaustedError(
-                        f"task '{self.name}' has no more than {len(seen)} problems in '{split}'; ask for fewer"
-                    )
-                continue
-            misses = 0
-            seen.add(problem.problem_id)
-            yield problem
+        candidates = self._candidates(random.Random(f"{self.name}|{split}|{seed}"))
+        of_split = (
+            problem if hash_split(_canonical(problem.prompt)) == split else None for problem in candidates
+        )
+        return distinct(of_split, num, f"task '{self.name}' in '{split}'", PATIENCE)
 
     def _candidates(self, rng: random.Random) -> Iterator[Problem]:
         factory = require("reasoning_gym.factory", "gym", f"task '{self.name}'")

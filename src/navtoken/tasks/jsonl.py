@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from navtoken.reference import Reference
-from navtoken.tasks.base import Problem, Split, problem_id
-from navtoken.tasks.finite import FiniteTask, hash_split
+from navtoken.tasks.base import Problem, Split, hash_split, problem_id
+from navtoken.tasks.finite import FiniteTask
 from navtoken.tasks.loading import TaskError, TaskOptionError, typed_options
 
 _SPLITS = ("test", "train", "hash")
