@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -142,6 +143,24 @@ def test_broken_files_name_the_checkpoint(tmp_path):
     (tmp_path / "torn" / "config.json").unlink()
     with pytest.raises(CheckpointError, match="torn' cannot be loaded"):
         load_model(str(tmp_path / "torn"))
+
+
+def test_weights_that_are_not_there_are_not_made_up(folder: Path) -> None:
+    """`transformers` would warn and draw them at random."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match="lacks 1 weights of its model, first model.layers.1.mlp.up_proj.weight"
+    ):
+        load_model(str(folder))
+
+
+def test_the_type_may_be_the_checkpoints_own(folder: Path) -> None:
+    pair = load_pair(str(folder), str(folder), dtype="bfloat16", llm_dtype="auto")
+    assert (pair.slm.model.dtype, pair.llm.model.dtype) == (torch.bfloat16, torch.float32)
+    assert pair.slm.card.weight_bytes * 2 == pair.llm.card.weight_bytes
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

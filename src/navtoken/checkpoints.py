@@ -1,7 +1,8 @@
 """Load a pair of checkpoints that can decode together, and know what each costs.
 
 Everything that could go wrong later is refused here: tokenizers that disagree, pickled weights, recurrent state,
-attention that the engine cannot serve. Weights are read from safetensors only; no code of a checkpoint is run.
+attention that the engine cannot serve, heads that ranks cannot share. Weights are read from safetensors only, quantised
+ones too; no code of a checkpoint is run.
 """
 
 import hashlib
@@ -17,41 +18,22 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from navtoken.checkpoint_errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    PairMismatchError,
+    PickledCheckpointError,
+    PromptTooLongError,
+    UnsupportedModelError,
+)
 from navtoken.model_card import ModelCard
+from navtoken.packed_linear import can_pack, pack_linears
+from navtoken.placement import Placement, check_shards
+from navtoken.quantisation import check_quantisation, quantisation_of
+from navtoken.supported import check_supported
 
 EMBEDDED = ("slm", "llm", "base")
 """Checkpoints that ship in the package, as `embedded:NAME`."""
-
-ATTENTION_KINDS = frozenset(("full_attention", "sliding_attention"))
-"""Kinds of layers whose past is a KV cache that the engine can keep."""
-
-
-BATCH_DEPENDENT_ROPE = frozenset(("dynamic", "longrope"))
-"""Position scalings whose frequencies follow the longest row of a batch."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used."""
-
-
-class CheckpointNotFoundError(CheckpointError):
-    """A reference that names no checkpoint."""
-
-
-class PickledCheckpointError(CheckpointError):
-    """A checkpoint without safetensors."""
-
-
-class UnsupportedModelError(CheckpointError):
-    """A model whose past is not an attention KV cache, or whose attention the engine cannot reach."""
-
-
-class PairMismatchError(CheckpointError):
-    """Two checkpoints whose tokenizers map tokens to different ids."""
-
-
-class PromptTooLongError(ValueError):
-    """A prompt that leaves no room for a response in a model's context."""
 
 
 @dataclass(eq=False)
@@ -78,6 +60,26 @@ class LoadedModel:
             )
         self.model.eval().requires_grad_(False)
         self.card = ModelCard.of(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go and its logits come: the model's own `device` is `meta` where parts are offloaded."""
+        where = getattr(self.model, "hf_device_map", None)
+        if where is None:
+            return self.model.get_input_embeddings().weight.device
+        computing = [device for device in where.values() if device not in ("cpu", "disk")]
+        return torch.device(computing[0] if computing else "cpu")
+
+    @property
+    def is_whole(self) -> bool:
+        """Do all its weights stay on one device of one process? Only then may a graph of it be captured."""
+        return not hasattr(self.model, "hf_device_map") and self.card.shards == 1
+
+    @property
+    def quantisation(self) -> str | None:
+        """The method that quantised it; None where its weights are plain."""
+        found = quantisation_of(self.model.config)
+        return None if found is None else found["quant_method"]
 
     @property
     def vocab_size(self) -> int:
@@ -120,39 +122,79 @@ class ModelPair:
         """Token ids that either may write."""
         return min(self.slm.vocab_size, self.llm.vocab_size)
 
+    @property
+    def shards(self) -> int:
+        """Ranks that decode together, and must decide alike."""
+        return max(self.slm.card.shards, self.llm.card.shards)
+
     def __getitem__(self, index: int) -> LoadedModel:
         """The model of a `Writer`: 0 is the SLM, 1 the LLM."""
         return (self.slm, self.llm)[index]
 
 
 def load_pair(
-    slm: str = "embedded:slm", llm: str = "embedded:llm", device: str = "cpu", dtype: str = "float32"
+    slm: str = "embedded:slm",
+    llm: str = "embedded:llm",
+    device: str | Placement = "cpu",
+    dtype: str = "float32",
+    llm_device: str | Placement | None = None,
+    llm_dtype: str | None = None,
 ) -> ModelPair:
-    """Load two checkpoints by reference. Raises `CheckpointError`s that name what does not fit."""
-    return ModelPair(load_model(slm, device, dtype), load_model(llm, device, dtype))
+    """Load two checkpoints by reference, the LLM elsewhere or as another type where that is given.
+
+    Raises `CheckpointError`s that name what does not fit.
+    """
+    small = load_model(slm, device, dtype)
+    return ModelPair(small, load_model(llm, llm_device or device, llm_dtype or dtype))
 
 
-def load_model(reference: str, device: str = "cpu", dtype: str = "float32") -> LoadedModel:
-    """Load `embedded:NAME`, a local folder, or a hub id `org/name@revision`; safetensors only."""
+def load_model(reference: str, device: str | Placement = "cpu", dtype: str = "float32") -> LoadedModel:
+    """Load `embedded:NAME`, a local folder, or a hub id `org/name@revision`; safetensors only.
+
+    `device` is the name of a torch device or a `Placement`; `dtype` `auto` is the type that the checkpoint names.
+    """
+    placement = device if isinstance(device, Placement) else Placement(device)
     folder = resolve_folder(reference)
     if not any(folder.glob("*.safetensors")):
         raise PickledCheckpointError(
             f"'{reference}' has no .safetensors file; pickled weights can run code and are not read: convert it "
             "with `save_pretrained(folder, safe_serialization=True)`"
         )
-    target = _device(device)
     try:
-        config = AutoConfig.from_pretrained(folder)
-        check_supported(config, None, reference)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=_dtype(dtype), use_safetensors=True)
+        model = _read_model(folder, reference, placement, _dtype(dtype))
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except CheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise CheckpointError(
             f"'{reference}' cannot be loaded ({error}); check that its files are whole and of one checkpoint"
         ) from error
-    return LoadedModel(model.to(target), tokenizer, reference, folder)
+    loaded = LoadedModel(model, tokenizer, reference, folder)
+    if loaded.is_whole and loaded.quantisation is None and can_pack(model.dtype, loaded.device):
+        pack_linears(model)
+    return loaded
+
+
+def _read_model(folder: Path, reference: str, placement: Placement, dtype: torch.dtype | str) -> Any:
+    """The model where it is to run, after everything that its config alone can refuse."""
+    target = placement.torch_device()
+    config = AutoConfig.from_pretrained(folder)
+    check_supported(config, None, reference)
+    check_quantisation(config, dtype, reference, placement.tp)
+    check_shards(config, placement.tp, reference)
+    where = placement.loading_arguments()
+    if not where and quantisation_of(config):
+        # Packed weights are read to where they stay: some kernels lay them out for their device.
+        where = {"device_map": {"": target}}
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+    )
+    if missing := sorted(loading["missing_keys"]):
+        raise CheckpointError(
+            f"'{reference}' lacks {len(missing)} weights of its model, first {missing[0]}; check that its files are "
+            "whole and of one checkpoint"
+        )
+    return model if where else model.to(target)
 
 
 def resolve_folder(reference: str) -> Path:
@@ -176,41 +218,6 @@ def resolve_folder(reference: str) -> Path:
         raise CheckpointNotFoundError(
             f"'{reference}' could not be had from the hub ({error}); check the name, the network and access rights"
         ) from error
-
-
-def check_supported(config: Any, model_class: type | None, reference: str) -> None:
-    """Raise `UnsupportedModelError` unless the model's whole past is an attention KV cache the engine can keep."""
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"'{reference}' ({config.model_type}) has an encoder; give a decoder-only model"
-        )
-    odd = set(getattr(text, "layer_types", None) or ()) - ATTENTION_KINDS
-    if odd or getattr(model_class, "_is_stateful", False) or not hasattr(text, "num_attention_heads"):
-        raise UnsupportedModelError(
-            f"'{reference}' ({config.model_type}) keeps {', '.join(sorted(odd)) or 'recurrent'} state, which cannot "
-            "be rolled back or caught up like a KV cache; give a model with full or sliding-window attention only"
-        )
-    scaled = {kind for kind in rope_types(text) if kind in BATCH_DEPENDENT_ROPE}
-    if scaled:
-        raise UnsupportedModelError(
-            f"'{reference}' ({config.model_type}) scales its positions by the longest row of a batch "
-            f"(rope_type {', '.join(sorted(scaled))}), so a row would depend on its neighbours; set another rope_type in its config"
-        )
-    if model_class is not None and not getattr(model_class, "_supports_attention_backend", False):
-        raise UnsupportedModelError(
-            f"'{reference}' ({config.model_type}) does not route its attention through transformers' attention "
-            "interface, so its KV cache cannot be served; give a model that does (Llama, Qwen, Gemma, Granite, ...)"
-        )
-
-
-def rope_types(text_config: Any) -> set[str]:
-    """Kinds of position scaling that a config asks for; some models have one per kind of layer."""
-    found: Any = (
-        getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
-    )
-    nested = [found, *(value for value in found.values() if isinstance(value, dict))]
-    return {str(each["rope_type"]) for each in nested if "rope_type" in each}
 
 
 def check_tokenizers(slm: LoadedModel, llm: LoadedModel) -> None:
@@ -257,21 +264,13 @@ def _embedded_folder(reference: str) -> Path:
     return folder
 
 
-def _device(name: str) -> torch.device:
-    """Raises `CheckpointError` where this machine or this build of torch has no such device."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CheckpointError(f"device '{name}' is not to be had here ({error}); give cpu") from error
-    return device
-
-
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return name
     dtype = getattr(torch, name, None)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise CheckpointError(
-            f"'{name}' is no floating-point dtype; give float32, bfloat16, float16 or float64"
+            f"'{name}' is no floating-point dtype; give float32, bfloat16, float16, float64 or auto"
         )
     return dtype
 

@@ -4,13 +4,12 @@ Modules of a command are imported when it runs, so that help and version come at
 """
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NamedTuple
-
-from rich.console import Console
 
 from navtoken.reference import BadReference
 
@@ -29,8 +28,11 @@ COMMANDS = {
     "solve": Command("navtoken.commands.solve", "SolveOptions", "stream one answer, coloured by writer"),
     "evaluate": Command("navtoken.commands.evaluate", "EvaluateOptions", "compare policies on tasks"),
     "generate": Command("navtoken.commands.generate", "GenerateOptions", "write responses as traces"),
+    "plan": Command("navtoken.commands.plan", "PlanOptions", "predict the speed of a pair from step times"),
 }
 INTERRUPTED = 130
+CHATTY = ("torchao", "torch.utils._pytree")
+"""Loggers that warn whenever torchao is installed, about kernels that this machine has no use for."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,11 +85,15 @@ def _guarded(name: str, args: Sequence[str]) -> int:
 
 
 def _run(command: Command, name: str, args: Sequence[str]) -> int:
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     module = import_module(command.module)
     parse: Callable[..., Any] = import_module("navtoken.commands.config").parse_invocation
+    ranks = import_module("navtoken.commands.ranks")
     invocation = parse(getattr(module, command.options), name, args)
-    result = module.run(invocation.options, Console(stderr=invocation.json))
-    if invocation.json:
+    console = ranks.console_for(stderr=invocation.json)
+    result = module.run(ranks.own_output(invocation.options), console)
+    if invocation.json and ranks.is_main_rank():
         print(json.dumps(result, allow_nan=False, default=str), flush=True)
     return 0
 

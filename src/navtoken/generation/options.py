@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import tyro
 from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
+from navtoken.placement import Placement, check_launch
 from navtoken.tasks import Split
 from navtoken.tasks.prompts import PromptOptions
 
@@ -29,8 +31,25 @@ class ModelOptions:
     """The large language model, in the same grammar."""
     device: str = "cpu"
     """Torch device of both models."""
+    slm_device: str | None = None
+    """Torch device of the SLM; None is device."""
+    llm_device: str | None = None
+    """Torch device of the LLM; None is device."""
+    llm_device_map: str | None = None
+    """For an LLM larger than one device: auto, balanced, balanced_low_0, sequential, or a JSON object of parts and
+    devices, cpu and disk among them. Needs accelerate."""
+    llm_max_memory: str | None = None
+    """What the map may fill with weights, such as 0=20GiB,cpu=100GiB; leave room for the caches."""
+    offload_folder: Path | None = None
+    """Where parts on disk go that cannot be read from the checkpoint's own files."""
+    tp: int = 1
+    """Ranks that share each layer of both models (tensor parallelism); start as many with torchrun."""
+    slm_tp: int | None = None
+    """Ranks that share the SLM: tp, as where left out, or 1, which gives each rank a whole one."""
     dtype: str = "float32"
-    """Floating-point type of both models."""
+    """Floating-point type of both models; auto takes each checkpoint's own."""
+    llm_dtype: str | None = None
+    """Floating-point type of the LLM; None is dtype."""
     threads: int | None = None
     """Torch threads on the CPU; None is one for a pair as small as the embedded one, else torch's choice."""
 
@@ -38,12 +57,28 @@ class ModelOptions:
         """Load the pair; sets the process's torch threads. Raises `CheckpointError`s."""
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads is {self.threads}; give at least 1, or leave it out")
-        pair = load_pair(self.slm, self.llm, self.device, self.dtype)
+        slm, llm = self.placements()
+        check_launch(self.tp)
+        pair = load_pair(self.slm, self.llm, slm, self.dtype, llm, self.llm_dtype)
         small = pair.llm.card.parameters < SMALL and "OMP_NUM_THREADS" not in os.environ
         threads = self.threads or (1 if small else None)
         if threads is not None:
             torch.set_num_threads(threads)
         return pair
+
+    def placements(self) -> tuple[Placement, Placement]:
+        """Where the SLM and the LLM run. Raises `PlacementError` and `OptionError` for what does not go together."""
+        slm_tp = self.tp if self.slm_tp is None else self.slm_tp
+        if slm_tp not in (1, self.tp):
+            raise OptionError(f"slm_tp is {slm_tp}; give 1, or {self.tp} as tp is")
+        slm = Placement(self.slm_device or self.device, tp=slm_tp)
+        return slm, Placement(
+            self.llm_device or self.device,
+            self.llm_device_map,
+            self.llm_max_memory,
+            self.offload_folder,
+            self.tp,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +116,11 @@ class GenerationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} is {value}; give at least 1")
+        if self.engine.when_unprofitable != "route":
+            raise OptionError(
+                f"when_unprofitable is {self.engine.when_unprofitable}: responses would depend on load; it is for "
+                "serving only, leave it out"
+            )
         for name in ("task", "policy"):
             given = getattr(self, name)
             if twice := next((value for value in given if given.count(value) > 1), None):
