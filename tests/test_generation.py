@@ -10,6 +10,7 @@ import pytest
 
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
+from navtoken.engine.text import TextStream
 from navtoken.generation import (
     GenerateOptions,
     GenerationOptions,
@@ -20,7 +21,6 @@ from navtoken.generation import (
     run,
 )
 from navtoken.generation.calibration import CACHE, Calibrations
-from navtoken.generation.text import TextStream
 from navtoken.policies import PolicyError, make_policy
 from navtoken.tasks import load_task
 from navtoken.tasks.prompts import render

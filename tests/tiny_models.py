@@ -89,6 +89,27 @@ def tiny_pair(kind: str = "qwen3") -> ModelPair:
     return ModelPair(tiny_model(kind, seed=1, num_hidden_layers=1), tiny_model(kind, seed=2))
 
 
+def near_pair(
+    kind: str = "qwen3",
+    noise: float = 0.04,
+    slm_eos: tuple[int, ...] = (EOS,),
+    llm_eos: tuple[int, ...] = (EOS,),
+) -> ModelPair:
+    """An LLM, and an SLM whose weights are the LLM's and some noise: many of its drafts are what the LLM would write.
+
+    `noise` is in standard deviations of each weight. The end tokens can be chosen; random models rarely end otherwise.
+    """
+    slm, llm = tiny_model(kind, seed=2), tiny_model(kind, seed=2)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in slm.model.parameters():
+            if weight.dim() > 1:
+                weight += noise * weight.std() * torch.randn(weight.shape, generator=generator).to(weight)
+    for loaded, eos in ((slm, slm_eos), (llm, llm_eos)):
+        loaded.model.generation_config.eos_token_id = list(eos)
+    return ModelPair(slm, llm)
+
+
 def prompts(num: int, seed: int = 0, shortest: int = 3, longest: int = 20) -> list[list[int]]:
     """Random prompts of mixed lengths, without special tokens."""
     generator = torch.Generator().manual_seed(seed)

@@ -60,9 +60,13 @@ def test_logits_after_catchup_are_those_of_a_full_prefill(monkeypatch: pytest.Mo
     engine = Engine(pair(), make_policy("entropy:0.5"), EngineOptions(llm_min_rows=2))
     extend = engine.runners[Writer.LLM].extend
 
-    def spying(rows: list[Sequence], num_logits: int = 1) -> Extension:
-        extension = extend(rows, num_logits)
-        said.extend((list(row.token_ids), logits_V) for row, logits_V in zip(rows, extension[0], strict=True))
+    def spying(dealt: list[tuple[Sequence, int]], copies: list, *args: object) -> Extension:
+        extension = extend(dealt, copies, *args)
+        assert all(end == len(row.token_ids) for row, end in dealt)
+        said.extend(
+            (list(row.token_ids), logits_V.clone())
+            for (row, _), logits_V in zip(dealt, extension.logits_MV, strict=True)
+        )
         return extension
 
     monkeypatch.setattr(engine.runners[Writer.LLM], "extend", spying)

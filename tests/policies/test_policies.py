@@ -1,14 +1,10 @@
 """The grammar of policies, the rules, and the noise they share with the sampler."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from navtoken.policies import (
-    KEEP,
-    TO_LLM,
     Drafts,
     NoiseKeys,
     PolicyError,
@@ -25,14 +21,22 @@ from navtoken.policies import (
 )
 from navtoken.policies.rules import SLMPolicy
 
+KEEP, TO_LLM = 0, 1
 
-def drafts(logits_BV: torch.Tensor, positions: list[int] | None = None) -> Drafts:
-    logprobs_BV = logits_BV.log_softmax(-1)
+
+def drafts(logits_BV: torch.Tensor, keys: NoiseKeys | None = None) -> Drafts:
     size = len(logits_BV)
-    keys = NoiseKeys(np.arange(size), np.zeros(size, dtype=int), np.array(positions or [5] * size))
-    entropy_B = torch.special.entr(logprobs_BV.exp()).sum(-1)
+    keys = keys or NoiseKeys(np.arange(size), np.zeros(size, dtype=int), np.full(size, 5))
+    logprobs_BV = logits_BV.log_softmax(-1)
     return Drafts(
-        logits_BV.argmax(-1), logits_BV, logprobs_BV, torch.zeros(size, 1), entropy_B, keys, [None] * size
+        token_ids_B=logits_BV.argmax(-1),
+        logits_BV=logits_BV,
+        logprobs_BV=logprobs_BV,
+        hidden_BD=torch.zeros(size, 1),
+        entropy_B=torch.special.entr(logprobs_BV.exp()).sum(-1),
+        noise=lambda purpose: torch.from_numpy(keys.uniform(purpose)),
+        probs=logprobs_BV.exp,
+        states=[None] * size,
     )
 
 
@@ -54,15 +58,15 @@ LOGITS_BV = torch.tensor([[9.0, 0.0, 0.0], [0.3, 0.2, 0.1], [2.0, 1.9, -9.0]])
     ],
 )
 def test_rules(reference: str, verdicts: list) -> None:
-    assert list(make_policy(reference).judge_drafts(drafts(LOGITS_BV)).verdicts) == verdicts
+    assert make_policy(reference).judge_drafts(drafts(LOGITS_BV)).actions_B.tolist() == verdicts
 
 
 def test_llm_prob_keeps_what_the_llm_finds_likely() -> None:
     policy = make_policy("llm-prob:0.1")
     view = drafts(LOGITS_BV)
     said = (view.token_ids_B, view.logprobs_BV, view.hidden_BD, view.entropy_B)
-    writes = Writes(*said, torch.tensor([1, 1, 2]), view.keys, view.states)
-    assert list(policy.judge_writes(writes).verdicts) == [TO_LLM, KEEP, TO_LLM]
+    writes = Writes(*said, torch.tensor([1, 1, 2]), view.noise, view.states)
+    assert policy.judge_writes(writes).actions_B.tolist() == [TO_LLM, KEEP, TO_LLM]
 
 
 def test_policy_llm_drafts_nothing() -> None:
@@ -99,7 +103,9 @@ def test_references_that_do_not_fit_are_refused(reference: str, named: str) -> N
 
 
 def test_an_unknown_policy_names_the_known_ones() -> None:
-    with pytest.raises(UnknownPolicyError, match="'entrpy'.*entropy, llm, llm-prob, margin, random, slm"):
+    with pytest.raises(
+        UnknownPolicyError, match="'entrpy'.*entropy, llm, llm-prob, margin, random, slm, speculative"
+    ):
         make_policy("entrpy:0.1")
 
 
@@ -126,14 +132,12 @@ def test_a_threshold_for_a_share_leaves_that_share_beyond_it(name: str, share: f
 
 def test_the_coin_of_random_routing_belongs_to_the_token() -> None:
     policy = make_policy("random:0.5")
-    positions = list(range(200))
-    logits_BV = torch.zeros(200, 3)
-    together = policy.judge_drafts(drafts(logits_BV, positions)).verdicts
-    last = drafts(logits_BV, positions)
-    keys = NoiseKeys(last.keys.seed_B[150:], last.keys.sample_B[150:], last.keys.position_B[150:])
-    apart = policy.judge_drafts(replace(last, keys=keys, states=last.states[150:])).verdicts
-    assert list(apart) == list(together)[150:]
-    assert 70 < sum(verdict is TO_LLM for verdict in together) < 130
+    keys = NoiseKeys(np.arange(200), np.zeros(200, dtype=int), np.arange(200))
+    last = NoiseKeys(keys.seed_B[150:], keys.sample_B[150:], keys.position_B[150:])
+    together = policy.judge_drafts(drafts(torch.zeros(200, 3), keys)).actions_B.tolist()
+    apart = policy.judge_drafts(drafts(torch.zeros(50, 3), last)).actions_B.tolist()
+    assert apart == together[150:]
+    assert 70 < sum(together) < 130
 
 
 def test_noise_is_uniform_and_differs_by_every_part_of_its_key() -> None:

@@ -22,8 +22,7 @@ from navtoken.generation import GenerationOptions, ModelOptions, ready_policy
 from navtoken.generation.calibration import needs_calibration
 from navtoken.generation.loop import response_text
 from navtoken.generation.options import FAMILIES
-from navtoken.generation.text import TextStream
-from navtoken.policies import Policy, Writer, make_policy
+from navtoken.policies import Policy, make_policy
 from navtoken.tasks import Problem, Task, load_task
 from navtoken.tasks.base import GeneratedTask
 from navtoken.tasks.prompts import PromptOptions, render_question
@@ -119,20 +118,18 @@ def stream(
     prompt = render_question(pair.tokenizer, question, task.instruction if task else "", options.prompts)
     engine = Engine(pair, policy, EngineOptions(max_rows=1, llm_min_rows=1))
     limit = GenerationOptions(max_tokens=options.max_tokens).limit(pair)
-    engine.add(prompt.ids, options.sampling, limit, options.seed)
-    text = TextStream(pair.tokenizer)
+    engine.add(prompt.ids, options.sampling, limit, options.seed, text=True)
     for event in engine.run():
-        if event.token_id is None or event.writer is None:
+        if event.token is None:
             continue
-        record, at = event.sequence.record, event.position
-        draft = record.draft_ids[at]
+        token = event.token
         yield SolvedToken(
-            token_id=event.token_id,
-            text=text.push(event.token_id) + (text.end() if event.finish_reason else ""),
-            writer=Writer(event.writer).name.lower(),
-            entropy_slm=_known(record.entropy_slm[at]),
-            entropy_llm=_known(record.entropy_llm[at]),
-            draft_id=None if draft < 0 else draft,
+            token_id=token.token_id,
+            text=event.text,
+            writer=token.writer.name.lower(),
+            entropy_slm=_known(token.entropy_slm),
+            entropy_llm=_known(token.entropy_llm),
+            draft_id=None if token.draft_id < 0 else token.draft_id,
         )
 
 

@@ -4,6 +4,7 @@ from navtoken.engine.calibration import CalibrationOptions, calibrate
 from navtoken.engine.engine import Engine
 from navtoken.engine.events import Event
 from navtoken.engine.ledger import Costs, Ledger
+from navtoken.engine.memory import Prefix
 from navtoken.engine.options import EngineOptions, SamplingParams
 from navtoken.engine.sequence import Record, Sequence, State
 
@@ -14,6 +15,7 @@ __all__ = [
     "EngineOptions",
     "Event",
     "Ledger",
+    "Prefix",
     "Record",
     "SamplingParams",
     "Sequence",

@@ -1,152 +1,50 @@
-"""Attention of packed rows over slotted KV caches, as an attention interface of `transformers`.
+"""Attention of packed rows over a paged KV cache, as an attention interface of `transformers`.
 
 All rows' new tokens are packed into one sequence of batch 1, so linear layers compute no padding. Here, and only here,
-rows part: keys and values go into their slots, and rows of similar length attend together.
+rows part: keys and values go to their places in the pool, and each row attends over its own.
+
+Three kernels, chosen by what the tensors allow (why these: docs/architecture.md):
+
+* `attend_blocks`, on a CPU (`block_attention`).
+* `attend_varlen`, on CUDA in half precision: `torch`'s variable-length attention over the block table, one call for all
+  rows, which a graph can capture.
+* `attend_gathered`: gathers a row's keys and computes everything in the open. The oracle of the others, and the rest.
 
 Models pass their own scale, window and soft-cap; what else a model asks of its attention is refused, not ignored.
 
-Shapes: T packed tokens, B rows of a group, N new tokens per row (padded), S positions attended over, Q query heads,
-K key/value heads, G query heads per key/value head, H head size.
+Shapes: T packed tokens, N new tokens of a row, S positions attended over, Q query heads, K key/value heads, H head size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from navtoken.checkpoints import UnsupportedModelError
-from navtoken.engine.kv_cache import KVCache, additive_mask
+from navtoken.engine.block_attention import attend_blocks
+from navtoken.engine.packing import Packed
 
 NAME = "navtoken"
 """Under which `transformers` knows this attention."""
 
-MAX_MASK_ELEMENTS = 1 << 24
-"""Groups are split so that no mask gets larger."""
-
 IGNORED = frozenset(("is_causal", "position_ids", "use_cache", "output_attentions", "output_router_logits"))
 """Keywords that models pass down and that change nothing here."""
 
-
-@dataclass(frozen=True)
-class Feed:
-    """One row's new tokens."""
-
-    slot: int
-    start: int
-    """Position of the first new token: what precedes it is in the slot already."""
-    token_ids: Sequence[int]
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.token_ids)
+Kernel = Callable[[Tensor, int, Packed, float, int | None, float | None], Tensor]
+"""(query_TQH, layer, packed, scale, window, softcap) -> (T, Q, H)."""
 
 
-@dataclass
-class Group:
-    """Rows that attend together."""
-
-    slots: slice | Tensor
-    """A view of neighbouring slots, unfed ones in between included, or the slots' indices (B,)."""
-    packed_BN: Tensor
-    """Where each query is among the packed tokens; padding repeats the row's last token."""
-    positions_BN: Tensor
-    """Position of each query in its row; 0 for rows of a view that are not fed."""
-    targets: Tensor
-    """Packed index of each real query."""
-    sources: Tensor
-    """Its index in the flattened (B, N)."""
-    num_attended: int
-    masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
-    """Additive (B, 1, G*N, S) masks by window and G, shared by all layers."""
-
-    def mask(self, window: int | None, num_groups: int, dtype: torch.dtype) -> Tensor:
-        if (window, num_groups) not in self.masks:
-            queries_BN1 = self.positions_BN[:, :, None]
-            keys_S = torch.arange(self.num_attended, device=queries_BN1.device)
-            allowed_BNS = keys_S <= queries_BN1
-            if window is not None:
-                allowed_BNS &= keys_S > queries_BN1 - window
-            mask_BNS = additive_mask(allowed_BNS, dtype)
-            self.masks[window, num_groups] = mask_BNS[:, None].repeat(1, 1, num_groups, 1)
-        return self.masks[window, num_groups]
-
-
-@dataclass
-class Plan:
-    """How one packed forward maps to slots; made once, used by every layer."""
-
-    cache: KVCache
-    slots_T: Tensor
-    positions_T: Tensor
-    groups: list[Group]
-
-    @classmethod
-    def of(cls, feeds: Sequence[Feed], cache: KVCache, device: torch.device) -> "Plan":
-        slots = [feed.slot for feed in feeds for _ in feed.token_ids]
-        positions = [position for feed in feeds for position in range(feed.start, feed.end)]
-        offsets = [0]
-        for feed in feeds:
-            offsets.append(offsets[-1] + len(feed.token_ids))
-        groups = [_group(feeds, members, offsets, device) for members in _partition(feeds)]
-        return cls(cache, torch.tensor(slots, device=device), torch.tensor(positions, device=device), groups)
-
-
-def _partition(feeds: Sequence[Feed]) -> list[list[int]]:
-    """Indices of rows by similar number of new tokens, in slot order, masks kept under their limit."""
-    buckets: dict[int, list[int]] = {}
-    for index in sorted(range(len(feeds)), key=lambda i: feeds[i].slot):
-        buckets.setdefault((len(feeds[index].token_ids) - 1).bit_length(), []).append(index)
-    parts: list[list[int]] = []
-    for bits, members in sorted(buckets.items()):
-        longest = max(feeds[index].end for index in members)
-        size = max(1, MAX_MASK_ELEMENTS // ((1 << bits) * longest))
-        parts += [members[i : i + size] for i in range(0, len(members), size)]
-    return parts
-
-
-def _group(feeds: Sequence[Feed], members: list[int], offsets: list[int], device: torch.device) -> Group:
-    width = max(len(feeds[index].token_ids) for index in members)
-    first, last = feeds[members[0]].slot, feeds[members[-1]].slot
-    as_view = 2 * len(members) > last - first
-    num_rows = last - first + 1 if as_view else len(members)
-    packed = [[0] * width for _ in range(num_rows)]
-    positions = [[0] * width for _ in range(num_rows)]
-    targets: list[int] = []
-    sources: list[int] = []
-    for order, index in enumerate(members):
-        feed, row = feeds[index], feeds[index].slot - first if as_view else order
-        count = len(feed.token_ids)
-        packed[row] = [*range(offsets[index], offsets[index + 1])] + [offsets[index + 1] - 1] * (
-            width - count
-        )
-        positions[row] = [*range(feed.start, feed.end)] + [feed.end - 1] * (width - count)
-        targets += packed[row][:count]
-        sources += range(row * width, row * width + count)
-    return Group(
-        slots=slice(first, last + 1)
-        if as_view
-        else torch.tensor([feeds[i].slot for i in members], device=device),
-        packed_BN=torch.tensor(packed, device=device),
-        positions_BN=torch.tensor(positions, device=device),
-        targets=torch.tensor(targets, device=device),
-        sources=torch.tensor(sources, device=device),
-        num_attended=max(feeds[index].end for index in members),
-    )
-
-
-def slotted_attention(
+def paged_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    plan: Plan,
+    packed: Packed,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -161,52 +59,91 @@ def slotted_attention(
             "serve; give a model with plain, sliding-window or soft-capped attention"
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
-    plan.cache.write(layer, plan.slots_T, plan.positions_T, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    places = packed.places(key.shape[1]) if packed.cache.heads_first else packed.places_T
+    packed.cache.write(layer, places, key[0].transpose(0, 1), value[0].transpose(0, 1))
     query_TQH = query[0].transpose(0, 1)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_TQH = query_TQH.new_empty(*query_TQH.shape[:2], value.shape[-1])
-    for group in plan.groups:
-        keys_BKSH = plan.cache.keys[layer][group.slots, :, : group.num_attended]
-        values_BKSH = plan.cache.values[layer][group.slots, :, : group.num_attended]
-        out_TQH[group.targets] = _attend(
-            query_TQH, keys_BKSH, values_BKSH, group, scale, sliding_window, softcap
-        )
-    return out_TQH[None], None
+    kernel = packed.kernel or kernel_for(query, softcap)
+    return kernel(query_TQH, layer, packed, scale, sliding_window, softcap)[None], None
 
 
-def _attend(
-    query_TQH: Tensor,
-    keys_BKSH: Tensor,
-    values_BKSH: Tensor,
-    group: Group,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+def kernel_for(query: Tensor, softcap: float | None) -> Kernel:
+    """The fastest kernel that takes these tensors."""
+    if query.device.type == "cpu":
+        return attend_blocks
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and softcap is None:
+        return attend_varlen
+    return attend_gathered
+
+
+def attend_varlen(
+    query_TQH: Tensor, layer: int, packed: Packed, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """One group's outputs, (real queries, Q, H). Query heads that share keys become queries of one head: no repeats."""
-    rows, width = group.packed_BN.shape
-    num_heads, head_size = query_TQH.shape[1:]
-    kv_heads = keys_BKSH.shape[1]
-    num_groups = num_heads // kv_heads
-    query_BNKGH = query_TQH[group.packed_BN].view(rows, width, kv_heads, num_groups, head_size)
-    query = query_BNKGH.permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, num_groups * width, head_size)
-    mask = group.mask(window, num_groups, query.dtype)
-    if softcap is None:
-        out = scaled_dot_product_attention(query, keys_BKSH, values_BKSH, attn_mask=mask, scale=scale)
-    else:
-        scores = query @ keys_BKSH.transpose(2, 3) * scale
-        scores = torch.tanh(scores / softcap) * softcap + mask
-        out = (
-            scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-            @ values_BKSH
-        )
-    out_BNKGH = out.view(rows, kv_heads, num_groups, width, -1).permute(0, 3, 1, 2, 4)
-    return out_BNKGH.reshape(rows * width, num_heads, -1)[group.sources]
+    """All rows in one call over the block table, (T, Q, H); every shape is the bucket's, so that a graph can be replayed.
+
+    `torch`'s flash attention 2 (no package needed; `mha_varlen_fwd` in aten's flash_api.cpp) takes blocks of a multiple of 256
+    tokens, wants both cumulative lengths although it reads used lengths, and aligns causal masks at the bottom right.
+
+    It splits long keys over the device only where each row has one query that sees all used keys, told as "not causal", and
+    query heads share keys. Splitting anything else writes wrong rows (pytorch#194167, torchtitan#3235), so it is forbidden.
+    Flash attention 3, where a person has activated it, takes no cumulative key lengths together with a table.
+    """
+    assert softcap is None, "the kernel knows no soft-cap"
+    from torch.nn.attention import current_flash_attention_impl
+    from torch.nn.attention.varlen import varlen_attn
+
+    keys = packed.cache.keys[layer]
+    alone = packed.max_new == 1 and window is None
+    splits_rightly = alone and query_TQH.shape[1] > keys.shape[2]
+    out: Tensor = varlen_attn(
+        query_TQH,
+        keys,
+        packed.cache.values[layer],
+        packed.offsets,
+        packed.used_offsets if current_flash_attention_impl() is None else None,
+        packed.max_new,
+        packed.max_used,
+        scale=scale,
+        window_size=(-1, -1) if alone else (-1 if window is None else window - 1, 0),
+        enable_gqa=True,
+        seqused_k=packed.used_B,
+        block_table=packed.table,
+        num_splits=None if splits_rightly else 1,
+    )
+    return out
+
+
+def attend_gathered(
+    query_TQH: Tensor, layer: int, packed: Packed, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """The slow, obvious version: each row's keys and values gathered, scores in the open."""
+    cache, device = packed.cache, query_TQH.device
+    outs = []
+    for feed, query_NQH in zip(packed.feeds, query_TQH.split(packed.lengths), strict=True):
+        keys_S = torch.arange(feed.end, device=device)
+        table = torch.tensor(feed.table, device=device)
+        places_S = table[keys_S // cache.block_size] * cache.block_size + keys_S % cache.block_size
+        keys_SKH = cache.tokens(cache.keys, layer, places_S)
+        values_SKH = cache.tokens(cache.values, layer, places_S)
+        groups = query_NQH.shape[1] // keys_SKH.shape[1]
+        keys_QSH = keys_SKH.transpose(0, 1).repeat_interleave(groups, 0)
+        values_QSH = values_SKH.transpose(0, 1).repeat_interleave(groups, 0)
+        scores_QNS = query_NQH.transpose(0, 1) @ keys_QSH.transpose(1, 2) * scale
+        if softcap is not None:
+            scores_QNS = torch.tanh(scores_QNS / softcap) * softcap
+        queries_N1 = torch.arange(feed.start, feed.end, device=device)[:, None]
+        seen_NS = keys_S <= queries_N1
+        if window is not None:
+            seen_NS &= keys_S > queries_N1 - window
+        wide = torch.promote_types(scores_QNS.dtype, torch.float32)
+        probs_QNS = scores_QNS.masked_fill(~seen_NS, -torch.inf).softmax(-1, dtype=wide)
+        outs.append((probs_QNS.to(values_QSH.dtype) @ values_QSH).transpose(0, 1))
+    return torch.cat(outs)
 
 
 @contextmanager
-def slotted(config: Any) -> Iterator[None]:
-    """Let a model attend through `slotted_attention` for a while; its own attention is untouched afterwards."""
+def paged(config: Any) -> Iterator[None]:
+    """Let a model attend through `paged_attention` for a while; its own attention is untouched afterwards."""
     previous = config._attn_implementation
     config._attn_implementation = NAME
     try:
@@ -215,4 +152,4 @@ def slotted(config: Any) -> Iterator[None]:
         config._attn_implementation = previous
 
 
-AttentionInterface.register(NAME, slotted_attention)
+AttentionInterface.register(NAME, paged_attention)

@@ -1,52 +1,71 @@
 """Two-model decoding: the SLM drafts, a policy judges every draft, the LLM writes what it is handed.
 
-The core is synchronous and knows no text: `add`, `abort`, `step`, `fork`, `reload_weights`. Serving wraps it in a
-thread; everything else calls it. Tokens stay as they were sampled: nothing is decoded and tokenised again.
+The core is synchronous: `add`, `abort`, `step`, `fork`, `reload_weights`. Serving wraps it in a thread; everything else
+calls it. Tokens stay as they were sampled: nothing is decoded and tokenised again.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
+from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from navtoken.checkpoints import ModelPair, check_prompt
+from navtoken.engine.batching import BatchingRule
+from navtoken.engine.budget import make_caches
 from navtoken.engine.events import Event, Outbox
-from navtoken.engine.evidence import BatchEvidence, gather_evidence
+from navtoken.engine.judging import (
+    Decision,
+    Sampling,
+    judge_drafts,
+    judge_of,
+    judge_provisional,
+    judge_writes,
+)
+from navtoken.engine.kernel_choice import make_runners
 from navtoken.engine.ledger import Costs, Ledger
+from navtoken.engine.memory import Memory, Prefix
 from navtoken.engine.options import DEFAULTS, GREEDY, EngineOptions, OptionError, SamplingParams
-from navtoken.engine.runner import Extension, ModelRunner, Runner
-from navtoken.engine.sampler import draw, noise_keys
+from navtoken.engine.outcomes import Outcomes
+from navtoken.engine.runner import Extension, Runner
+from navtoken.engine.sampler import TemperatureHook
 from navtoken.engine.scheduler import Scheduler
 from navtoken.engine.sequence import Sequence, State
-from navtoken.policies import (
-    Action,
-    Drafts,
-    NoiseKeys,
-    Policy,
-    PolicyError,
-    Purpose,
-    Verdict,
-    Verdicts,
-    Writer,
-    Writes,
-)
+from navtoken.engine.stopping import End
+from navtoken.engine.text import TextStream
+from navtoken.policies import Action, Policy, Writer
 
 
 class Engine:
-    """Decodes many sequences with a pair of models under one policy."""
+    """Decodes many sequences with a pair of models under one policy, or one for each."""
 
-    def __init__(self, pair: ModelPair, policy: Policy, options: EngineOptions = DEFAULTS) -> None:
-        """Raises what `policy.check_ready` raises, e.g. for a share that is not calibrated yet."""
-        policy.check_ready()
+    def __init__(
+        self,
+        pair: ModelPair,
+        policy: Policy,
+        options: EngineOptions = DEFAULTS,
+        temperature_hook: TemperatureHook | None = None,
+    ) -> None:
+        """`temperature_hook` sets every token's temperature from its entropy.
+
+        Raises what `policy.check_ready` raises, e.g. for a share that is not calibrated yet.
+        """
         self.pair = pair
-        self.policy = policy
+        self.policy = self._ready(policy)
         self.options = options
         self.ledger = Ledger()
         self.costs = Costs(pair.slm.card, pair.llm.card, policy.router_parameters)
-        self.scheduler = Scheduler(options)
-        self.runners = self._make_runners()
-        self.eos_token_ids = frozenset().union(*(pair[model].eos_token_ids for model in policy.models))
+        self._sampling = Sampling((), options.num_alternatives, temperature_hook)
+        self.memory, self.runners = self._make_runners()
+        self.scheduler = Scheduler(options, self.memory)
+        self.rule = BatchingRule(options, ranks_must_agree=pair.shards > 1)
         self.outbox = Outbox()
+        eos = (pair.slm.eos_token_ids, pair.llm.eos_token_ids)
+        self.outcomes = Outcomes(self.scheduler, self.rule, self.outbox, self.ledger, pair.tokenizer, eos)
+        self._inboxes: dict[Sequence, deque[Event]] = {}
         self._num_added = 0
 
     def add(
@@ -56,28 +75,59 @@ class Engine:
         max_tokens: int | None = None,
         seed: int = 0,
         sample: int = 0,
+        policy: Policy | None = None,
+        text: bool = False,
+        prefix: Prefix | None = None,
     ) -> Sequence:
-        """Queue a request; `max_tokens` None decodes up to the context.
+        """Queue a request; `max_tokens` None decodes up to the context, `policy` None takes the engine's.
 
-        Noise is keyed by (seed, sample, position, purpose): give different prompts different seeds (`derive_seed`).
-        Raises `PromptTooLongError`, and `OptionError` for a prompt or limit that leaves nothing to do.
+        With `text`, events carry what becomes readable. Requests with one `prefix` share its computation and its memory. Noise is keyed by (seed, sample, position, purpose): give
+        different prompts different seeds (`derive_seed`). Raises `PromptTooLongError`, and `OptionError` for a prompt
+        or limit that leaves nothing to do.
         """
-        self._check_request(prompt_ids, max_tokens, seed)
-        context = min(self.pair[model].card.context for model in self.policy.models)
+        self._check_request(prompt_ids, sampling, max_tokens, seed)
+        policy = self.policy if policy is None else self._ready(policy)
+        context = min(self.pair[model].card.context for model in policy.models)
         max_len = context if max_tokens is None else min(context, len(prompt_ids) + max_tokens)
+        check_prompt(len(prompt_ids), [self.pair[model] for model in policy.models])
+        if len(prompt_ids) >= self.memory.capacity:
+            raise OptionError(
+                f"the prompt has {len(prompt_ids)} tokens, the KV caches hold {self.memory.capacity}; give more cache_gib"
+            )
         sequence = Sequence(
             sequence_id=self._num_added,
             token_ids=list(prompt_ids),
             prompt_len=len(prompt_ids),
             sampling=sampling,
-            max_len=max_len,
+            max_len=min(max_len, self.memory.capacity),
             seed=seed,
             sample=sample,
-            policy_state=self.policy.start(prompt_ids),
+            policy=policy,
+            policy_state=policy.start(prompt_ids),
+            text=TextStream(self.pair.tokenizer, sampling.stop) if text else None,
         )
         self._num_added += 1
+        if prefix is not None:
+            self.memory.join(sequence, prefix)
         self.scheduler.add(sequence)
         return sequence
+
+    def add_samples(
+        self,
+        num: int,
+        prompt_ids: Seq[int],
+        sampling: SamplingParams = GREEDY,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        policy: Policy | None = None,
+        text: bool = False,
+    ) -> list[Sequence]:
+        """Queue `num` samples of one prompt, which is computed and kept once: numbers 0 to `num` - 1 of the seed."""
+        prefix = Prefix(len(prompt_ids))
+        return [
+            self.add(prompt_ids, sampling, max_tokens, seed, sample, policy, text, prefix)
+            for sample in range(num)
+        ]
 
     def fork(
         self,
@@ -89,13 +139,14 @@ class Engine:
     ) -> Sequence:
         """Queue a sequence whose prompt is another's prompt, its first `num_response` response tokens and `tokens`.
 
-        What the other still has in its caches is copied, not computed again. Defaults: the whole response, nothing
-        added, the next sample number.
+        What the other has in its caches now is shared, not computed again, whatever becomes of the other. Defaults: the
+        whole response but for what the LLM has still to judge, nothing added, the next sample number.
         """
-        shared = sequence.num_response if num_response is None else num_response
-        if not 0 <= shared <= sequence.num_response:
+        certain = sequence.num_response - sequence.num_provisional
+        shared = certain if num_response is None else num_response
+        if not 0 <= shared <= certain:
             raise OptionError(
-                f"num_response is {shared}; the sequence has {sequence.num_response} response tokens to share"
+                f"num_response is {shared}; the sequence has {certain} response tokens to share"
             )
         end = sequence.prompt_len + shared
         forked = self.add(
@@ -104,21 +155,28 @@ class Engine:
             max_tokens,
             sequence.seed,
             sequence.sample + 1 if sample is None else sample,
+            sequence.policy,
+            sequence.text is not None,
         )
-        forked.parent = sequence
+        # Not before `add`: a request that it refuses must leave no block in use.
+        self.memory.join(forked, self.memory.snapshot(sequence, end))
         return forked
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence now; its last event comes with the next step. Finished ones stay as they are."""
         if sequence.state is not State.FINISHED:
-            self._finish(sequence, "abort")
+            self.outcomes.drop_provisional(sequence)
+            self.outcomes.finish(sequence, End("abort"))
 
     def reload_weights(self) -> None:
-        """Forget all cached prefixes and pending drafts: call after the models' weights changed in place."""
-        for row in self.scheduler.running:
-            row.cached_len = [0, 0]
-            self._drop_draft(row)
-            self._resume(row)
+        """Forget all cached keys and values and pending drafts: call after the models' weights changed in place."""
+        self.memory.forget_prefixes()
+        for row in [*self.scheduler.running, *self.scheduler.waiting]:
+            self.outcomes.drop_provisional(row)
+            self.outcomes.drop_draft(row)
+            self.memory.release(row)
+            if row.is_running:
+                self.outcomes.resume(row)
 
     @property
     def has_work(self) -> bool:
@@ -129,25 +187,57 @@ class Engine:
     def step(self) -> list[Event]:
         """Run each model at most once; returns the tokens that became final and the sequences that ended."""
         for row in self.scheduler.admit():
-            self._copy_prefix(row)
-            self._resume(row)
-        if drafting := self.scheduler.ready():
-            self._draft(drafting)
-        if writing := self.scheduler.llm_batch():
-            self._write(writing)
-        return self.outbox.drain()
+            self.outcomes.resume(row)
+        if ready := self.scheduler.ready():
+            self._draft(ready)
+        parked, running = self.scheduler.parked(), self.scheduler.running
+        if parked and self.rule.due(len(parked), len(running)):
+            self._write(parked)
+        self.rule.plan(len(running))
+        return self._deliver(self.outbox.drain())
 
     def run(self) -> Iterator[Event]:
         """Step until nothing is left."""
         while self.has_work:
             yield from self.step()
 
-    def _make_runners(self) -> tuple[Runner, Runner]:
-        size = self.pair.vocab_size
-        slm, llm = (ModelRunner(model, self.ledger, self.pair[model], size) for model in Writer)
+    def stream(self, sequence: Sequence) -> Iterator[Event]:
+        """One request's events from now on, stepping all requests as needed; several streams may take turns."""
+        # Not in the generator: that starts with the first `next`, when another stream may have stepped already.
+        return self._follow(sequence, self._inboxes.setdefault(sequence, deque()))
+
+    def _follow(self, sequence: Sequence, inbox: deque[Event]) -> Iterator[Event]:
+        try:
+            while inbox or self.outbox.events or sequence.state is not State.FINISHED:
+                if not inbox:
+                    self.step()
+                    continue
+                event = inbox.popleft()
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            self._inboxes.pop(sequence, None)
+
+    def cache_bytes(self) -> tuple[int, int]:
+        """Bytes of KV cache in use, SLM and LLM: blocks that rows or prefixes hold."""
+        slm, llm = (
+            pool.num_used * pool.block_size * self.pair[model].card.kv_bytes
+            for model, pool in zip(Writer, self.memory.pools, strict=True)
+        )
         return slm, llm
 
-    def _check_request(self, prompt_ids: Seq[int], max_tokens: int | None, seed: int) -> None:
+    def _make_runners(self) -> tuple[Memory, tuple[Runner, Runner]]:
+        pools, caches = make_caches(self.pair, self.options)
+        return Memory(pools), make_runners(self.pair, self.ledger, caches, self._sampling, self.options)
+
+    def _ready(self, policy: Policy) -> Policy:
+        policy.check_ready()
+        return policy.priced(self.pair.slm.card.weight_bytes / self.pair.llm.card.weight_bytes)
+
+    def _check_request(
+        self, prompt_ids: Seq[int], sampling: SamplingParams, max_tokens: int | None, seed: int
+    ) -> None:
         if not prompt_ids:
             raise OptionError(
                 "the prompt has no tokens; give at least one (a beginning-of-sequence token, say)"
@@ -156,126 +246,106 @@ class Engine:
             raise OptionError(f"seed is {seed}; give one of at most 64 bits")
         if max_tokens is not None and max_tokens < 1:
             raise OptionError(f"max_tokens is {max_tokens}; give at least 1, or None for up to the context")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < self.pair.vocab_size:
+        named = [*prompt_ids, *(token for token, _ in sampling.logit_bias)]
+        if not 0 <= min(named) <= max(named) < self.pair.vocab_size:
             raise OptionError(
-                f"the prompt has token ids from {min(prompt_ids)} to {max(prompt_ids)}, the pair's tokenizer only 0 to "
-                f"{self.pair.vocab_size - 1}; encode it with the pair's tokenizer"
+                f"the prompt or logit_bias has token ids from {min(named)} to {max(named)}, the pair's tokenizer only 0 "
+                f"to {self.pair.vocab_size - 1}; encode with the pair's tokenizer"
             )
-        check_prompt(len(prompt_ids), [self.pair[model] for model in self.policy.models])
 
-    def _copy_prefix(self, row: Sequence) -> None:
-        parent, row.parent = row.parent, None
-        if parent is None or parent.slot is None:
-            return
-        assert row.slot is not None
-        shared = _common_prefix(parent.token_ids, row.token_ids)
-        for model in self.policy.models:
-            num_tokens = min(parent.cached_len[model], shared, len(row.token_ids) - 1)
-            if num_tokens:
-                self.runners[model].copy_slot(parent.slot, row.slot, num_tokens)
-            row.cached_len[model] = num_tokens
+    def _deliver(self, events: list[Event]) -> list[Event]:
+        """Events of streamed requests go to their streams; the others are returned."""
+        if not self._inboxes:
+            return events
+        for event in events:
+            if event.sequence in self._inboxes:
+                self._inboxes[event.sequence].append(event)
+        return [event for event in events if event.sequence not in self._inboxes]
 
-    def _draft(self, rows: list[Sequence]) -> None:
-        (logits_BV, hidden_BD), said, keys = self._ask(Writer.SLM, rows, Purpose.DRAFT)
-        states = [row.policy_state for row in rows]
-        drafts = Drafts(
-            said.token_ids_B, logits_BV, said.logprobs_BV, hidden_BD, said.entropy_B, keys, states
+    def _draft(self, ready: list[Sequence]) -> None:
+        """The SLM proposes the next token of each row, and its policy decides."""
+        started, fed = perf_counter(), self.ledger.slm.tokens
+        parts = self._extend(Writer.SLM, ready)
+        for policy, rows, extension in parts:
+            decisions, logprobs_BV = judge_drafts(extension, rows, policy, self._sampling_of(rows))
+            self._check_finite(decisions, Writer.SLM)
+            _keep_logprobs(rows, decisions, logprobs_BV)
+            for row, decision in zip(rows, decisions, strict=True):
+                self.outcomes.carry_out(row, decision, Writer.SLM)
+        self.rule.observe_drafts([row for _, rows, _ in parts for row in rows])
+        self._observe(Writer.SLM, fed, started)
+
+    def _write(self, parked: list[Sequence]) -> None:
+        """The LLM writes the next token of each row, or judges what the SLM wrote, and its policy decides."""
+        started, fed = perf_counter(), self.ledger.llm.tokens
+        for policy, rows, extension in self._extend(Writer.LLM, parked):
+            sampling = self._sampling_of(rows)
+            if policy.verifies:
+                decisions, judged = judge_provisional(extension, rows, policy, sampling)
+                self._check_finite(decisions, Writer.LLM)
+                for row, decision, tokens in zip(rows, decisions, judged, strict=True):
+                    self.outcomes.settle(row, decision, tokens)
+                continue
+            decisions = judge_writes(extension, rows, policy, sampling)
+            self._check_finite(decisions, Writer.LLM)
+            for row, decision in zip(rows, decisions, strict=True):
+                self.outcomes.carry_out(row, decision, Writer.LLM)
+        self._observe(Writer.LLM, fed, started)
+
+    def _extend(self, model: Writer, asked: list[Sequence]) -> list[tuple[Policy, list[Sequence], Extension]]:
+        """Feed a model; returns the rows about which it has something to say now, by policy, and what it says."""
+        dealt, copies = self.scheduler.secure(self.scheduler.deal(asked, model), model)
+        if not dealt:
+            return []
+        extension = self.runners[model].extend(dealt, copies)
+        for row, _ in dealt:
+            self.memory.donate(row, model)
+        return _by_policy([row for row, end in dealt if end == len(row.token_ids)], extension, model)
+
+    def _sampling_of(self, rows: list[Sequence]) -> Sampling:
+        """How to draw; only rows with `min_tokens` need to know the end tokens."""
+        if any(row.sampling.min_tokens for row in rows):
+            return replace(self._sampling, eos_token_ids=tuple(self.outcomes.eos_of(rows[0])))
+        return self._sampling
+
+    def _check_finite(self, decisions: list[Decision], model: Writer) -> None:
+        num_bad = sum(decision.said.entropy != decision.said.entropy for decision in decisions)
+        if num_bad:
+            raise self.runners[model].refuse(num_bad, len(decisions))
+
+    def _observe(self, model: Writer, fed_before: int, started: float) -> None:
+        fed = self.ledger.models[model].tokens - fed_before
+        if fed:
+            self.rule.observe_pass(model, fed, perf_counter() - started)
+
+
+def _by_policy(
+    rows: list[Sequence], extension: Extension, model: Writer
+) -> list[tuple[Policy, list[Sequence], Extension]]:
+    """Rows that share a policy, with what was said about them."""
+    policies = [judge_of(row) for row in rows]
+    distinct = list(dict.fromkeys(policies))
+    if len(distinct) == 1:
+        return [(distinct[0], rows, extension)]
+    places: dict[Policy, list[int]] = {policy: [] for policy in distinct}
+    end = 0
+    for row, policy in zip(rows, policies, strict=True):
+        num_logits = 1 + (row.num_provisional if model is Writer.LLM else 0)
+        places[policy] += range(end, end + num_logits)
+        end += num_logits
+    return [
+        (
+            policy,
+            [row for row, judge in zip(rows, policies, strict=True) if judge == policy],
+            Extension(extension.logits_MV[asked], extension.hidden_MD[asked]),
         )
-        self._apply(rows, self.policy.judge_drafts(drafts), Writer.SLM)
-
-    def _write(self, rows: list[Sequence]) -> None:
-        drafted = [row.draft.token_id if row.draft else -1 for row in rows]
-        (_, hidden_BD), said, keys = self._ask(Writer.LLM, rows, Purpose.LLM_WRITE)
-        states = [row.policy_state for row in rows]
-        drafts_B = torch.tensor(drafted, device=said.token_ids_B.device)
-        writes = Writes(said.token_ids_B, said.logprobs_BV, hidden_BD, said.entropy_B, drafts_B, keys, states)
-        self._apply(rows, self.policy.judge_writes(writes), Writer.LLM)
-
-    def _ask(
-        self, model: Writer, rows: list[Sequence], purpose: Purpose
-    ) -> tuple[Extension, BatchEvidence, NoiseKeys]:
-        """Extend one model over rows and sample from it; what it said stays with each row until the token is decided."""
-        extension = self.runners[model].extend(rows)
-        keys = noise_keys(rows)
-        token_ids_B = draw(extension.logits_NV, rows, keys, purpose)
-        said = gather_evidence(extension.logits_NV, token_ids_B, self.options.num_alternatives)
-        for row, evidence in zip(rows, said.per_row(), strict=True):
-            row.evidence[model] = evidence
-        return extension, said, keys
-
-    def _apply(self, rows: list[Sequence], judged: Verdicts, model: Writer) -> None:
-        for index, (row, verdict) in enumerate(zip(rows, judged.verdicts, strict=True)):
-            if judged.p_divergent is not None:
-                row.p_divergent = judged.p_divergent[index]
-            if model is Writer.SLM and self.policy.router_parameters:
-                self._count(row, "router_calls")
-            self._carry_out(row, verdict, model)
-
-    def _carry_out(self, row: Sequence, verdict: Verdict, model: Writer) -> None:
-        """Do what the policy said about the token that `model` was run for."""
-        if verdict.action is Action.LLM and model is Writer.SLM:
-            row.state = State.PARKED
-            return
-        if row.draft and verdict.action is not Action.KEEP:
-            self._count(row, "discarded_drafts")
-        if verdict.action is Action.ROLL_BACK:
-            self._roll_back(row, verdict.position)
-        elif verdict.action is Action.REPLACE:
-            self._commit(row, verdict.token, model)
-        elif verdict.action is Action.LLM:
-            written = row.evidence[Writer.LLM]
-            assert written is not None
-            self._commit(row, written.token_id, Writer.LLM)
-        elif row.draft is None:
-            raise PolicyError(f"policy '{self.policy.reference}' keeps a draft that the SLM never made")
-        else:
-            self._commit(row, row.draft.token_id, Writer.SLM)
-
-    def _commit(self, row: Sequence, token_id: int, writer: Writer) -> None:
-        row.commit(token_id, writer)
-        for ledger in (self.ledger, row.ledger):
-            ledger.written[writer] += 1
-        if token_id in self.eos_token_ids and not row.sampling.ignore_eos:
-            self._finish(row, "stop")
-        elif len(row.token_ids) >= row.max_len:
-            self._finish(row, "length")
-        else:
-            self.outbox.stream(row, row.num_response - self.policy.lookback)
-            self._resume(row)
-
-    def _roll_back(self, row: Sequence, num_response: int) -> None:
-        for writer in row.record.writer[num_response:]:
-            self._count(row, "rolled_back_tokens")
-            for ledger in (self.ledger, row.ledger):
-                ledger.written[writer] -= 1
-        row.roll_back(num_response)
-        self._resume(row)
-
-    def _resume(self, row: Sequence) -> None:
-        drafts_next = self.policy.next_writer(row.policy_state) is Writer.SLM
-        row.state = State.READY if drafts_next else State.PARKED
-
-    def _finish(self, row: Sequence, reason: str) -> None:
-        self.scheduler.release(row)
-        row.state, row.finish_reason, row.parent = State.FINISHED, reason, None
-        self._drop_draft(row)
-        self.outbox.finish(row)
-
-    def _drop_draft(self, row: Sequence) -> None:
-        if row.draft:
-            self._count(row, "discarded_drafts")
-        row.clear_evidence()
-
-    def _count(self, row: Sequence, name: str) -> None:
-        for ledger in (self.ledger, row.ledger):
-            setattr(ledger, name, getattr(ledger, name) + 1)
+        for policy, asked in places.items()
+    ]
 
 
-def _common_prefix(a: Seq[int], b: Seq[int]) -> int:
-    """How many first tokens two rows share."""
-    shared = 0
-    for left, right in zip(a, b, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
+def _keep_logprobs(rows: list[Sequence], decisions: list[Decision], logprobs_BV: Tensor) -> None:
+    """Keep what the SLM said where the LLM has the word."""
+    asked = [index for index, decision in enumerate(decisions) if decision.action is Action.LLM]
+    if asked:
+        for index, logprobs_V in zip(asked, logprobs_BV[asked].unbind(), strict=True):
+            rows[index].draft_logprobs_V = logprobs_V

@@ -1,51 +1,56 @@
-"""What a model said about the next token of each row, computed for the batch and handed out row by row.
+"""What a model said about the next token of each row, as tensors, and the one copy that brings it to the host.
 
-Shapes: B rows, V vocabulary, A alternatives.
+Shapes: B rows, V vocabulary, A alternatives, F columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from navtoken.engine.sequence import Evidence
+LOWEST = -87.0
+"""Log-probability below which a token counts for nothing."""
 
 
 @dataclass(frozen=True)
-class BatchEvidence:
+class Evidence:
     """Everything is at T = 1, before sampling parameters."""
 
-    token_ids_B: Tensor
     logprobs_BV: Tensor
     entropy_B: Tensor
-    top_ids_BA: Tensor | None
-    top_logprobs_BA: Tensor | None
-
-    def per_row(self) -> Iterator[Evidence]:
-        """One `Evidence` per row; few copies to the host for the whole batch."""
-        token_ids = self.token_ids_B.tolist()
-        logprobs = self.logprobs_BV.gather(1, self.token_ids_B[:, None])[:, 0].tolist()
-        none: list[list] = [[]] * len(token_ids)
-        tops = none if self.top_ids_BA is None else self.top_ids_BA.tolist()
-        top_logprobs = none if self.top_logprobs_BA is None else self.top_logprobs_BA.tolist()
-        rows = zip(
-            token_ids,
-            logprobs,
-            self.entropy_B.tolist(),
-            self.logprobs_BV.unbind(),
-            tops,
-            top_logprobs,
-            strict=True,
-        )
-        return (Evidence(*row) for row in rows)
+    """Nats."""
+    top_ids_BA: Tensor
+    top_logprobs_BA: Tensor
 
 
-def gather_evidence(logits_BV: Tensor, token_ids_B: Tensor, num_alternatives: int) -> BatchEvidence:
+def gather_evidence(logits_BV: Tensor, num_alternatives: int) -> Evidence:
     """Log-probabilities, entropies in nats, and the most probable tokens where asked for."""
-    logprobs_BV = logits_BV.log_softmax(-1, dtype=torch.promote_types(logits_BV.dtype, torch.float32))
-    entropy_B = torch.special.entr(logprobs_BV.exp()).sum(-1)
-    if not num_alternatives:
-        return BatchEvidence(token_ids_B, logprobs_BV, entropy_B, None, None)
+    logprobs_BV = logits_BV.log_softmax(-1)
+    # Exponentials below float32's normal range are more than ten times as slow, and add nothing to the sum.
+    floored_BV = logprobs_BV.clamp(min=LOWEST)
+    entropy_B = -torch.linalg.vecdot(floored_BV.exp(), floored_BV)
     best = logprobs_BV.topk(min(num_alternatives, logprobs_BV.shape[-1]), dim=-1)
-    return BatchEvidence(token_ids_B, logprobs_BV, entropy_B, best.indices, best.values)
+    return Evidence(logprobs_BV, entropy_B, best.indices, best.values)
+
+
+class Judgement(NamedTuple):
+    """What became of B rows, still on the device."""
+
+    columns_BF: Tensor
+    """All that the engine must know, float64: it holds token ids exactly."""
+    logprobs_BV: Tensor
+    """Of the model that was run, T = 1."""
+
+
+def as_table(columns: Seq[Tensor]) -> Tensor:
+    """Columns (B,) or (B, A) side by side, (B, F) float64."""
+    wide = [column[:, None] if column.dim() == 1 else column for column in columns]
+    return torch.cat([column.double() for column in wide], 1)
+
+
+def to_host(columns: Seq[Tensor]) -> list[list[float]]:
+    """Columns (B,) or (B, A) to one list of numbers per row, in one copy."""
+    rows: list[list[float]] = as_table(columns).tolist()
+    return rows

@@ -5,6 +5,7 @@ traffic, but few of its FLOPs. The paper's cost, average activated parameters, d
 """
 
 from dataclasses import asdict, dataclass, field
+from math import nan
 
 from navtoken.model_card import ModelCard
 from navtoken.policies.base import Writer
@@ -39,7 +40,8 @@ class ModelLedger:
     def record(self, start: int, end: int, prompt_len: int, num_logits: int) -> None:
         """Count one row's tokens [start, end) of which those before `prompt_len` are the prompt."""
         prefill = max(0, min(end, prompt_len) - start)
-        decode = 1 if end > prompt_len else 0
+        # A part of a row that is fed in parts predicts nothing.
+        decode = 1 if end > prompt_len and num_logits else 0
         self.prefill_tokens += prefill
         self.decode_tokens += decode
         self.catchup_tokens += end - start - prefill - decode
@@ -49,6 +51,18 @@ class ModelLedger:
         self.read_tokens += end
 
 
+COUNTS = (
+    "discarded_drafts",
+    "rolled_back_tokens",
+    "router_calls",
+    "verifications",
+    "judged_drafts",
+    "accepted_drafts",
+    "fallback_tokens",
+)
+"""Counts that belong to neither model."""
+
+
 @dataclass
 class Ledger:
     """Costs of one sequence, or of all that an engine did."""
@@ -56,13 +70,21 @@ class Ledger:
     models: tuple[ModelLedger, ModelLedger] = field(default_factory=lambda: (ModelLedger(), ModelLedger()))
     """Indexed by `Writer`."""
     written: list[int] = field(default_factory=lambda: [0, 0])
-    """Committed tokens by writer, tokens that were rolled back later included."""
+    """Committed tokens by writer; those that were rolled back later are taken off."""
     discarded_drafts: int = 0
     """Drafts of the SLM that were not committed."""
     rolled_back_tokens: int = 0
     """Committed tokens that a policy took back."""
     router_calls: int = 0
     """Drafts that a router network judged."""
+    verifications: int = 0
+    """LLM passes over a row that judged its provisional tokens."""
+    judged_drafts: int = 0
+    """Provisional tokens that they judged."""
+    accepted_drafts: int = 0
+    """Of these, how many were kept."""
+    fallback_tokens: int = 0
+    """Committed tokens that the LLM wrote because routing was predicted not to pay."""
 
     @property
     def slm(self) -> ModelLedger:
@@ -77,17 +99,18 @@ class Ledger:
         """Committed tokens written by the LLM / all committed tokens; 0 if there are none."""
         return self.written[Writer.LLM] / max(1, sum(self.written))
 
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per verification as vLLM counts them: 1 + accepted drafts per verification; NaN without any."""
+        return 1 + self.accepted_drafts / self.verifications if self.verifications else nan
+
     def as_dict(self) -> dict[str, float]:
         """Flat counts, as a trace keeps them: `slm_prefill_tokens`, ..., `llm_passes`, `discarded_drafts`, ..."""
         flat: dict[str, float] = {}
         for name, model, written in zip(("slm", "llm"), self.models, self.written, strict=True):
             flat |= {f"{name}_{key}": value for key, value in asdict(model).items()}
             flat[f"{name}_written"] = written
-        return flat | {
-            "discarded_drafts": self.discarded_drafts,
-            "rolled_back_tokens": self.rolled_back_tokens,
-            "router_calls": self.router_calls,
-        }
+        return flat | {name: getattr(self, name) for name in COUNTS}
 
     @classmethod
     def from_dict(cls, flat: dict[str, float]) -> "Ledger":
@@ -100,9 +123,7 @@ class Ledger:
         return cls(
             models=(models[0], models[1]),
             written=[counts["slm_written"], counts["llm_written"]],
-            discarded_drafts=counts["discarded_drafts"],
-            rolled_back_tokens=counts["rolled_back_tokens"],
-            router_calls=counts["router_calls"],
+            **{name: counts.get(name, 0) for name in COUNTS},
         )
 
     def add(self, other: "Ledger") -> None:
@@ -111,9 +132,8 @@ class Ledger:
             for key, value in asdict(theirs).items():
                 setattr(mine, key, getattr(mine, key) + value)
         self.written = [mine + theirs for mine, theirs in zip(self.written, other.written, strict=True)]
-        self.discarded_drafts += other.discarded_drafts
-        self.rolled_back_tokens += other.rolled_back_tokens
-        self.router_calls += other.router_calls
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Options of the engine and of one request, as frozen dataclasses from which the command line derives."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 class OptionError(ValueError):
@@ -9,19 +10,37 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the engine batches and what it records. No option here changes which tokens come out."""
+    """How the engine batches and what it records. No option but `when_unprofitable` changes which tokens come out."""
 
     max_rows: int = 64
     """Rows decoded together; further sequences wait for a free row."""
-    llm_min_rows: int = 8
-    """The batching rule: the LLM runs once so many rows wait for it, or nothing else is ready."""
+    llm_min_rows: int | Literal["auto"] = "auto"
+    """The batching rule: the LLM runs once so many rows wait for it, or nothing else is ready. `auto` plans the number
+    from measured step times and the running LLM share."""
+    when_unprofitable: Literal["route", "llm"] = "route"
+    """`llm` lets the LLM write everything while routing is predicted slower than that. Responses then depend on load: for
+    serving only."""
+    prefill_chunk: int = 2048
+    """Tokens per pass that rows which lack many (long prompts) share; the rest goes in between other rows' steps."""
+    cache_gib: float | None = None
+    """Memory for both KV caches in GiB; None takes most of what an accelerator has free, or half of what a CPU has."""
+    block_size: int | None = None
+    """Tokens per block of the KV caches; None takes what the device's attention wants."""
+    cuda_graphs: bool = True
+    """Capture decode steps on CUDA as graphs."""
     num_alternatives: int = 0
     """Record so many most probable tokens, with log-probabilities, of the model that wrote each token."""
 
     def __post_init__(self) -> None:
         _at_least("max_rows", self.max_rows, 1)
-        _at_least("llm_min_rows", self.llm_min_rows, 1)
+        if self.llm_min_rows != "auto":
+            _at_least("llm_min_rows", self.llm_min_rows, 1)
+        _at_least("prefill_chunk", self.prefill_chunk, 1)
         _at_least("num_alternatives", self.num_alternatives, 0)
+        if self.block_size is not None:
+            _at_least("block_size", self.block_size, 1)
+        if self.cache_gib is not None and not self.cache_gib > 0:
+            raise OptionError(f"cache_gib is {self.cache_gib}; give a number above 0, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -44,10 +63,19 @@ class SamplingParams:
     """Subtract this from the logit of each token that is in the response."""
     ignore_eos: bool = False
     """Go on after an end-of-sequence token."""
+    min_tokens: int = 0
+    """Response tokens before which no end-of-sequence token is drawn and no stop string counts."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the response where they appear, across token borders too; they are not part of its text."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids and what is added to their logits."""
 
     def __post_init__(self) -> None:
         _at_least("temperature", self.temperature, 0.0)
         _at_least("top_k", self.top_k, 0)
+        _at_least("min_tokens", self.min_tokens, 0)
+        if not all(self.stop):
+            raise OptionError("a stop string is empty; leave it out")
         if not 0.0 < self.top_p <= 1.0:
             raise OptionError(f"top_p is {self.top_p}; give a number above 0 and at most 1")
         if not 0.0 <= self.min_p <= 1.0:

@@ -3,7 +3,7 @@
 Prompt prefill, single-token decode and catch-up are the same call with other lengths, for either model. `Runner` keeps
 the books and `ModelRunner` runs the model, so the books are tested with a fake model and no weights.
 
-Shapes: N positions at which logits were asked for, V vocabulary of the pair, D hidden size, T packed tokens.
+Shapes: M positions at which logits were asked for, V vocabulary of the pair, D hidden size, T packed tokens.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from navtoken.checkpoints import LoadedModel
-from navtoken.engine.attention import Feed, Plan, slotted
+from navtoken.engine.attention import Kernel, paged
+from navtoken.engine.evidence import Judgement
 from navtoken.engine.kv_cache import KVCache
 from navtoken.engine.ledger import Ledger
+from navtoken.engine.packing import Feed, Packed
 from navtoken.engine.sequence import Sequence
 from navtoken.model_card import text_config
 from navtoken.policies.base import Writer
@@ -30,10 +32,12 @@ class BadLogitsError(ArithmeticError):
 class Extension(NamedTuple):
     """What a model says at the asked positions, rows one after the other."""
 
-    logits_NV: Tensor
-    """After soft-cap and scaling, padded rows of the head cut off."""
-    hidden_ND: Tensor
+    logits_MV: Tensor
+    """After soft-cap and scaling, padded rows of the head cut off; float32 at least."""
+    hidden_MD: Tensor
     """What the LM head was fed."""
+    judgement: Judgement | None = None
+    """What became of each row, where one graph computes that too."""
 
 
 class Runner:
@@ -43,84 +47,95 @@ class Runner:
         self.model = model
         self.ledger = ledger
 
-    def extend(self, rows: Seq[Sequence], num_logits: int = 1) -> Extension:
-        """Feed what the model lacks of each row; logits at each row's last `num_logits` positions."""
-        feeds = [_feed(row, self.model) for row in rows]
-        extension = self.forward(feeds, num_logits)
-        self.ledger.models[self.model].passes += 1
-        for row, feed in zip(rows, feeds, strict=True):
-            row.mark_cached(self.model)
-            row.ledger.models[self.model].passes += 1
-            for ledger in (self.ledger, row.ledger):
-                ledger.models[self.model].record(feed.start, feed.end, row.prompt_len, num_logits)
+    def extend(self, dealt: Seq[tuple[Sequence, int]], copies: Seq[tuple[int, int]] = ()) -> Extension:
+        """Feed each (row, end) its tokens up to `end`, after copying blocks.
+
+        Logits are had for rows that are fed to their end: at the last position, and at those of provisional tokens
+        where the LLM judges them.
+        """
+        feeds = [self._feed(row, end) for row, end in dealt]
+        extension = self.run([row for row, _ in dealt], feeds, copies)
+        total = self.ledger.models[self.model]
+        total.passes += 1
+        for (row, end), feed in zip(dealt, feeds, strict=True):
+            row.cached_len[self.model] = end
+            mine = row.ledger.models[self.model]
+            mine.passes += 1
+            mine.record(feed.start, end, row.prompt_len, feed.num_logits)
+            total.record(feed.start, end, row.prompt_len, feed.num_logits)
         return extension
 
-    def forward(self, feeds: Seq[Feed], num_logits: int) -> Extension:
-        """Compute; `feeds` are all different slots."""
+    def run(self, rows: Seq[Sequence], feeds: Seq[Feed], copies: Seq[tuple[int, int]]) -> Extension:
+        """Compute what these rows are fed; only who judges it at once needs the rows."""
+        return self.forward(feeds, copies)
+
+    def forward(self, feeds: Seq[Feed], copies: Seq[tuple[int, int]]) -> Extension:
+        """Compute."""
         raise NotImplementedError
 
-    def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy a cached prefix into another slot."""
-        raise NotImplementedError
+    def refuse(self, num_bad: int, num_logits: int) -> BadLogitsError:
+        """What to raise for NaN logits."""
+        return BadLogitsError(f"the {self.model.name} gave NaN logits at {num_bad} of {num_logits} positions")
+
+    def _feed(self, row: Sequence, end: int) -> Feed:
+        start = row.cached_len[self.model]
+        token_ids = row.token_ids[start:end]
+        assert token_ids, "nothing to feed: the row was extended twice without a new token"
+        judged = row.num_provisional if self.model is Writer.LLM else 0
+        num_logits = judged + 1 if end == len(row.token_ids) else 0
+        assert num_logits <= len(token_ids), "logits are only known at positions that are fed"
+        return Feed(row.tables[self.model], start, token_ids, num_logits)
 
 
 class ModelRunner(Runner):
-    """Runs a `transformers` causal LM on slotted KV caches."""
+    """Runs a `transformers` causal LM on a paged KV cache."""
 
-    def __init__(self, model: Writer, ledger: Ledger, loaded: LoadedModel, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: Writer,
+        ledger: Ledger,
+        loaded: LoadedModel,
+        vocab_size: int,
+        cache: KVCache,
+        kernel: Kernel | None = None,
+    ) -> None:
+        """`kernel` None lets every call of attention choose by its tensors."""
         super().__init__(model, ledger)
         self.loaded = loaded
         self.vocab_size = vocab_size
-        self.cache = KVCache()
+        self.cache = cache
+        self.kernel = kernel
 
     @torch.inference_mode()
-    def forward(self, feeds: Seq[Feed], num_logits: int) -> Extension:
+    def forward(self, feeds: Seq[Feed], copies: Seq[tuple[int, int]]) -> Extension:
+        self.cache.copy_blocks(copies)
+        packed = Packed.of(feeds, self.cache, self.loaded.device)
+        packed.kernel = self.kernel
+        return self.compute(packed)
+
+    def compute(self, packed: Packed) -> Extension:
+        """One forward of the model: tensors in, tensors out."""
         model = self.loaded.model
-        device = model.device
-        self.cache.reserve(1 + max(feed.slot for feed in feeds), max(feed.end for feed in feeds))
-        plan = Plan.of(feeds, self.cache, device)
-        token_ids_T = torch.tensor([token for feed in feeds for token in feed.token_ids], device=device)
-        with slotted(text_config(model)), _head_input(model) as captured:
+        with paged(text_config(model)), _head_input(model) as captured:
             output = model(
-                input_ids=token_ids_T[None],
-                position_ids=plan.positions_T[None],
+                input_ids=packed.token_ids_T[None],
+                position_ids=packed.positions_T[None],
                 use_cache=False,
-                logits_to_keep=_last_positions(feeds, num_logits).to(device),
-                plan=plan,
+                logits_to_keep=packed.asked_M,
+                packed=packed,
             )
-        logits_NV = output.logits[0, :, : self.vocab_size]
-        if bool(logits_NV.isnan().any()):
-            raise self._bad_logits(logits_NV, num_logits)
-        return Extension(logits_NV, captured[0][0])
+        hidden_MD = captured[0][0].to(output.logits.device)
+        # Half precision is widened once, here: its argmax and softmax take several times as long on a CPU.
+        wide = torch.promote_types(output.logits.dtype, torch.float32)
+        return Extension(output.logits[0, :, : self.vocab_size].to(wide), hidden_MD)
 
-    def copy_slot(self, source: int, target: int, num_tokens: int) -> None:
-        self.cache.copy(source, target, num_tokens)
-
-    def _bad_logits(self, logits_NV: Tensor, num_logits: int) -> BadLogitsError:
-        num_bad = int(logits_NV.isnan().any(-1).sum())
+    def refuse(self, num_bad: int, num_logits: int) -> BadLogitsError:
+        """What to raise for NaN logits."""
         return BadLogitsError(
-            f"the {self.model.name} '{self.loaded.reference}' gave NaN logits at {num_bad} of {len(logits_NV)} "
-            f"positions in {logits_NV.dtype}; check its weights, or load it with --dtype float32 (float16 overflows "
-            "in models trained in bfloat16)"
+            f"the {self.model.name} '{self.loaded.reference}' gave NaN logits at {num_bad} of {num_logits} "
+            f"positions in {self.loaded.model.dtype}; check its weights, or load it with --dtype float32 (float16 "
+            "overflows in models trained in bfloat16)"
         )
-
-
-def _feed(row: Sequence, model: Writer) -> Feed:
-    assert row.slot is not None, "only rows with a slot can be extended"
-    pending = row.pending_ids(model)
-    assert pending, "nothing to feed: the row was extended twice without a new token"
-    return Feed(row.slot, row.cached_len[model], pending)
-
-
-def _last_positions(feeds: Seq[Feed], num_logits: int) -> Tensor:
-    """Indices of each row's last positions among the packed tokens, shape (N,)."""
-    positions: list[int] = []
-    end = 0
-    for feed in feeds:
-        end += len(feed.token_ids)
-        assert num_logits <= len(feed.token_ids), "logits are only known at positions that are fed"
-        positions += range(end - num_logits, end)
-    return torch.tensor(positions)
 
 
 @contextmanager

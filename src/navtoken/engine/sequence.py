@@ -8,13 +8,17 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
 from math import nan
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from navtoken.engine.ledger import Ledger
 from navtoken.engine.options import SamplingParams
-from navtoken.policies.base import Writer
+from navtoken.engine.text import TextStream
+from navtoken.policies.base import Policy, Writer
+
+if TYPE_CHECKING:
+    from navtoken.engine.memory import Prefix
 
 
 class State(Enum):
@@ -29,42 +33,86 @@ class State(Enum):
     FINISHED = "finished"
 
 
-class Evidence(NamedTuple):
+class Said(NamedTuple):
     """What one model said about the token being decided; kept until that token is committed."""
 
     token_id: int
     """The token sampled from the model."""
-    logprob: float
-    """Its log-probability, T = 1."""
     entropy: float
     """Nats, T = 1."""
-    logprobs_V: Tensor
-    """Of all tokens, T = 1."""
-    top_ids: Seq[int]
+    top_ids: Seq[int] = ()
     """Most probable tokens, best first; empty if alternatives are not recorded."""
-    top_logprobs: Seq[float]
-
-    def logprob_of(self, token_id: int) -> float:
-        return self.logprob if token_id == self.token_id else float(self.logprobs_V[token_id])
+    top_logprobs: Seq[float] = ()
 
 
-@dataclass
+class Written(NamedTuple):
+    """One response token and what both models said about it. NaN, -1 or nothing where a value was not computed."""
+
+    token_id: int
+    writer: Writer
+    entropy_slm: float = nan
+    entropy_llm: float = nan
+    """Nats, T = 1."""
+    logprob_slm: float = nan
+    logprob_llm: float = nan
+    """Of this token, T = 1."""
+    p_divergent: float = nan
+    """The router's word on the draft."""
+    draft_id: int = -1
+    """What the SLM had drafted."""
+    top_ids: Seq[int] = ()
+    """Most probable tokens of the model that wrote this one, best first."""
+    top_logprobs: Seq[float] = ()
+
+
 class Record:
-    """Columns with one entry per response token. NaN, -1 or an empty list where a value was not computed."""
+    """What is known of each response token, as one list per column of a trace."""
 
-    writer: list[int] = field(default_factory=list)
-    entropy_slm: list[float] = field(default_factory=list)
-    entropy_llm: list[float] = field(default_factory=list)
-    logprob_slm: list[float] = field(default_factory=list)
-    logprob_llm: list[float] = field(default_factory=list)
-    p_divergent: list[float] = field(default_factory=list)
-    draft_ids: list[int] = field(default_factory=list)
-    top_ids: list[Seq[int]] = field(default_factory=list)
-    top_logprobs: list[Seq[float]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.tokens: list[Written] = []
 
-    def truncate(self, num_tokens: int) -> None:
-        for column in vars(self).values():
-            del column[num_tokens:]
+    @property
+    def columns(self) -> dict[str, list]:
+        """All columns by name, `writer` as numbers."""
+        names = ("writer", "entropy_slm", "entropy_llm", "logprob_slm", "logprob_llm", "p_divergent")
+        columns: dict[str, list] = {name: getattr(self, name) for name in names}
+        return columns | {name: getattr(self, name) for name in ("draft_ids", "top_ids", "top_logprobs")}
+
+    @property
+    def writer(self) -> list[int]:
+        return [int(token.writer) for token in self.tokens]
+
+    @property
+    def entropy_slm(self) -> list[float]:
+        return [token.entropy_slm for token in self.tokens]
+
+    @property
+    def entropy_llm(self) -> list[float]:
+        return [token.entropy_llm for token in self.tokens]
+
+    @property
+    def logprob_slm(self) -> list[float]:
+        return [token.logprob_slm for token in self.tokens]
+
+    @property
+    def logprob_llm(self) -> list[float]:
+        return [token.logprob_llm for token in self.tokens]
+
+    @property
+    def p_divergent(self) -> list[float]:
+        return [token.p_divergent for token in self.tokens]
+
+    @property
+    def draft_ids(self) -> list[int]:
+        return [token.draft_id for token in self.tokens]
+
+    @property
+    def top_ids(self) -> list[Seq[int]]:
+        return [token.top_ids for token in self.tokens]
+
+    @property
+    def top_logprobs(self) -> list[Seq[float]]:
+        return [token.top_logprobs for token in self.tokens]
 
 
 @dataclass(eq=False)
@@ -81,29 +129,38 @@ class Sequence:
     seed: int
     sample: int
     """Which of several samples with one seed: part of the noise key."""
+    policy: Policy
+    """Who writes its tokens."""
     policy_state: Any = None
     cached_len: list[int] = field(default_factory=lambda: [0, 0])
-    """Per model, how many of `token_ids` its KV cache holds in this sequence's slot."""
-    slot: int | None = None
-    """Row of both KV caches."""
+    """Per model, how many of `token_ids` its KV cache holds."""
+    tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Per model, the blocks of its KV cache that hold them, in order."""
+    prefix: "Prefix | None" = None
+    """First tokens that it shares with other rows, and their blocks."""
+    is_running: bool = False
+    """Has it a row? Else it waits, or is finished."""
     state: State = State.WAITING
     finish_reason: str | None = None
-    """`stop` (an end-of-sequence token), `length` (max_tokens or the context is full) or `abort`."""
+    """`stop` (an end-of-sequence token or a stop string), `length` (max_tokens or the context is full) or `abort`."""
+    stop_string: str | None = None
+    """The stop string that ended it."""
     record: Record = field(default_factory=Record)
     ledger: Ledger = field(default_factory=Ledger)
-    parent: "Sequence | None" = None
-    """Until a row is free: the sequence whose cached prefix may be copied."""
+    alone: bool = False
+    """Does the LLM write the next token because routing does not pay?"""
+    num_provisional: int = 0
+    """Last response tokens that the LLM has still to judge."""
     num_streamed: int = 0
     """Response tokens that events have told already."""
-    evidence: list[Evidence | None] = field(default_factory=lambda: [None, None])
-    """Per model, what it said about the token being decided; the SLM's is the draft."""
+    text: TextStream | None = None
+    """Turns tokens into text for events, where a caller wants text."""
+    draft: Said | None = None
+    """The SLM's proposal for the next token, until that is decided."""
+    draft_logprobs_V: Tensor | None = None
+    """The SLM's log-probabilities there, T = 1, kept while the row waits for the LLM."""
     p_divergent: float = nan
     """The router's word on the draft being decided."""
-
-    @property
-    def draft(self) -> Evidence | None:
-        """The SLM's proposal for the next token, until that is decided."""
-        return self.evidence[Writer.SLM]
 
     @property
     def response_ids(self) -> list[int]:
@@ -116,34 +173,20 @@ class Sequence:
     @property
     def llm_share(self) -> float:
         """Response tokens written by the LLM / response tokens; 0 for an empty response."""
-        return sum(self.record.writer) / max(1, len(self.record.writer))
+        return sum(token.writer for token in self.record.tokens) / max(1, self.num_response)
 
     def pending_ids(self, model: Writer) -> list[int]:
         """The tokens that `model` must be fed before it can predict the next one: at least one."""
         return self.token_ids[self.cached_len[model] :]
 
-    def mark_cached(self, model: Writer) -> None:
-        """All tokens are now in the model's KV cache."""
-        self.cached_len[model] = len(self.token_ids)
-
-    def commit(self, token_id: int, writer: Writer) -> None:
-        """Append a token, with what both models said about it."""
-        (slm, llm), record = self.evidence, self.record
-        wrote = self.evidence[writer]
-        record.writer.append(int(writer))
-        record.entropy_slm.append(slm.entropy if slm else nan)
-        record.entropy_llm.append(llm.entropy if llm else nan)
-        record.logprob_slm.append(slm.logprob_of(token_id) if slm else nan)
-        record.logprob_llm.append(llm.logprob_of(token_id) if llm else nan)
-        record.p_divergent.append(self.p_divergent)
-        record.draft_ids.append(slm.token_id if slm else -1)
-        record.top_ids.append(wrote.top_ids if wrote else [])
-        record.top_logprobs.append(wrote.top_logprobs if wrote else [])
-        self.token_ids.append(token_id)
-        self.clear_evidence()
+    def commit(self, written: Written) -> None:
+        """Append a token."""
+        self.token_ids.append(written.token_id)
+        self.record.tokens.append(written)
+        self.clear_draft()
 
     def roll_back(self, num_response: int) -> None:
-        """Keep only the first tokens of the response, in the KV caches too."""
+        """Keep only the first tokens of the response, in the KV caches too; a token must follow, or `feed_last`."""
         if not 0 <= num_response <= self.num_response:
             raise ValueError(f"cannot roll back to {num_response} of {self.num_response} response tokens")
         if num_response < self.num_streamed:
@@ -152,22 +195,24 @@ class Sequence:
                 "the policy's `lookback` must cover how far it rolls back"
             )
         del self.token_ids[self.prompt_len + num_response :]
-        self.record.truncate(num_response)
-        self.clamp_cache()
-        self.clear_evidence()
+        del self.record.tokens[num_response:]
+        self.cached_len = [min(cached, len(self.token_ids)) for cached in self.cached_len]
+        self.num_provisional = min(self.num_provisional, max(0, num_response - self.num_streamed))
+        self.clear_draft()
 
-    def clamp_cache(self) -> None:
-        """Forget cached tokens past the end, and the last one: a model needs one token to feed."""
+    def feed_last(self) -> None:
+        """Forget the last token's keys and values: a model needs a token to feed before it can predict one."""
         self.cached_len = [min(cached, len(self.token_ids) - 1) for cached in self.cached_len]
 
-    def clear_evidence(self) -> None:
-        self.evidence = [None, None]
+    def clear_draft(self) -> None:
+        self.draft = self.draft_logprobs_V = None
         self.p_divergent = nan
 
     def check(self) -> None:
         """Assert the invariants of the bookkeeping."""
         assert 0 < self.prompt_len <= len(self.token_ids) <= self.max_len
         assert all(0 <= cached <= len(self.token_ids) for cached in self.cached_len)
-        assert self.num_response == len(self.record.writer)
-        assert (self.slot is not None) == (self.state in (State.READY, State.PARKED))
+        assert self.num_response == len(self.record.tokens)
+        assert 0 <= self.num_provisional <= self.num_response - self.num_streamed
+        assert self.is_running == (self.state in (State.READY, State.PARKED))
         assert (self.finish_reason is not None) == (self.state is State.FINISHED)

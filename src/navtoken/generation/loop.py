@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from navtoken.engine import Engine, Record, Sequence
+from navtoken.engine import Engine, Prefix, Record, Sequence
 from navtoken.generation.options import GenerationOptions
 from navtoken.policies import derive_seed
 from navtoken.tasks import Problem, Task
@@ -49,9 +49,10 @@ def respond(engine: Engine, requests: Iterable[Request], options: GenerationOpti
     """
     waiting = iter(requests)
     flights: dict[Sequence, _Flight] = {}
+    prefixes: dict[str, Prefix] = {}
     while True:
         for request in islice(waiting, engine.options.max_rows - len(flights)):
-            sequence, flight = _launch(engine, request, options)
+            sequence, flight = _launch(engine, request, options, prefixes)
             flights[sequence] = flight
         if not flights:
             return
@@ -65,17 +66,30 @@ def respond(engine: Engine, requests: Iterable[Request], options: GenerationOpti
                 yield _trace(engine, event.sequence, flights.pop(event.sequence), options)
 
 
-def _launch(engine: Engine, request: Request, options: GenerationOptions) -> tuple[Sequence, _Flight]:
+def _launch(
+    engine: Engine, request: Request, options: GenerationOptions, prefixes: dict[str, Prefix]
+) -> tuple[Sequence, _Flight]:
+    """Queue a request; samples of one problem follow each other and share its prompt."""
     problem = request.problem
     prompt = render(engine.pair.tokenizer, request.task, problem, options.prompts)
     seed = derive_seed(options.seed, request.task.name, problem.problem_id)
-    limit = options.limit(engine.pair)
-    return engine.add(prompt.ids, options.sampling, limit, seed, request.sample), _Flight(request, prompt)
+    if problem.problem_id not in prefixes:
+        prefixes.clear()
+        prefixes[problem.problem_id] = Prefix(len(prompt.ids))
+    sequence = engine.add(
+        prompt.ids,
+        options.sampling,
+        options.limit(engine.pair),
+        seed,
+        request.sample,
+        prefix=prefixes[problem.problem_id] if options.samples > 1 else None,
+    )
+    return sequence, _Flight(request, prompt)
 
 
 def _trace(engine: Engine, sequence: Sequence, flight: _Flight, options: GenerationOptions) -> Trace:
     problem, task = flight.request.problem, flight.request.task
-    text = response_text(engine.pair.tokenizer, sequence.response_ids)
+    text = response_text(engine.pair.tokenizer, sequence.response_ids, sequence.stop_string)
     correct = task.verify(problem, text)
     assert sequence.finish_reason is not None
     return Trace(
@@ -98,15 +112,15 @@ def _trace(engine: Engine, sequence: Sequence, flight: _Flight, options: Generat
     )
 
 
-def response_text(tokenizer: Any, response_ids: list[int]) -> str:
-    """The response as text, end-of-sequence and other special tokens left out."""
+def response_text(tokenizer: Any, response_ids: list[int], stop_string: str | None = None) -> str:
+    """The response as text, without special tokens and without the stop string that ended it."""
     text: str = tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
+    return text if stop_string is None else text[: text.rfind(stop_string)]
 
 
 def columns_of(record: Record) -> dict[str, np.ndarray]:
     """The record's columns as arrays; those that were computed nowhere are left out."""
-    arrays = {name: _array(name, values) for name, values in vars(record).items() if name in COLUMNS}
+    arrays = {name: _array(name, values) for name, values in record.columns.items() if name in COLUMNS}
     return {name: array for name, array in arrays.items() if not _is_missing(name, array)}
 
 

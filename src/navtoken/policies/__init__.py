@@ -1,28 +1,27 @@
 """Who writes the next token: the protocol, the simple rules, the registry and its grammar."""
 
 from navtoken.policies.base import (
-    KEEP,
-    TO_LLM,
     Action,
     BasePolicy,
     Drafts,
-    NoiseKeys,
+    Judged,
+    Noise,
     Policy,
-    Verdict,
     Verdicts,
     Writer,
     Writes,
+    route,
 )
-from navtoken.policies.noise import Purpose, derive_seed, uniform
+from navtoken.policies.noise import NoiseKeys, Purpose, derive_seed, uniform
 from navtoken.policies.registry import UnknownPolicyError, known_policies, make_policy, register
 from navtoken.policies.rules import PolicyError, ThresholdPolicy, UncalibratedError
 
 __all__ = [
-    "KEEP",
-    "TO_LLM",
     "Action",
     "BasePolicy",
     "Drafts",
+    "Judged",
+    "Noise",
     "NoiseKeys",
     "Policy",
     "PolicyError",
@@ -30,7 +29,6 @@ __all__ = [
     "ThresholdPolicy",
     "UncalibratedError",
     "UnknownPolicyError",
-    "Verdict",
     "Verdicts",
     "Writer",
     "Writes",
@@ -38,5 +36,6 @@ __all__ = [
     "known_policies",
     "make_policy",
     "register",
+    "route",
     "uniform",
 ]

@@ -7,13 +7,15 @@ looks at the LLM's logits inherits everything but `judge_drafts` from `BasePolic
 Shapes: B rows in the batch, V vocabulary (the tokenizer's, without padded rows), D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
-import numpy as np
+import torch
 from torch import Tensor
+
+from navtoken.policies.noise import Purpose
 
 
 class Writer(IntEnum):
@@ -31,42 +33,31 @@ class Action(IntEnum):
     LLM = 1
     """Of a draft: the row waits for the LLM. Of the LLM's logits: commit the token sampled from them."""
     REPLACE = 2
-    """Commit `Verdict.token` instead."""
+    """Commit the verdict's token instead; where a position is given, after dropping the response from there on."""
     ROLL_BACK = 3
-    """Drop all tokens of the response from `Verdict.position` on, and the draft."""
-
-
-class Verdict(NamedTuple):
-    """One policy decision on one row."""
-
-    action: Action
-    token: int = -1
-    """For REPLACE: the token id to commit."""
-    position: int = -1
-    """For ROLL_BACK: how many tokens of the response remain."""
-
-
-KEEP = Verdict(Action.KEEP)
-TO_LLM = Verdict(Action.LLM)
+    """Drop all tokens of the response from the verdict's position on, and the draft."""
 
 
 class Verdicts(NamedTuple):
-    """A policy's decisions on a batch."""
+    """A policy's decisions on a batch, as tensors on the models' device: nothing waits for them but one copy a step."""
 
-    verdicts: Sequence[Verdict]
-    """One per row, in the batch's order."""
-    p_divergent: Sequence[float] | None = None
-    """A router's p(divergent) per row, recorded in the sequence; None for rules without a router."""
+    actions_B: Tensor
+    """`Action` of each row, int64."""
+    tokens_B: Tensor | None = None
+    """For REPLACE: the token ids to commit, int64."""
+    positions_B: Tensor | None = None
+    """For ROLL_BACK, and REPLACE of judged tokens: how many tokens of the response remain, int64; -1 is all of them."""
+    p_divergent_B: Tensor | None = None
+    """A router's p(divergent), recorded in the sequence; None for rules without a router."""
 
 
-@dataclass(frozen=True)
-class NoiseKeys:
-    """Names the noise that each row of a batch may use: see `policies.noise.uniform`."""
+def route(to_llm_B: Tensor) -> Verdicts:
+    """Verdicts of a rule that only says yes or no: LLM where true, else KEEP."""
+    return Verdicts(to_llm_B.long())
 
-    seed_B: np.ndarray
-    sample_B: np.ndarray
-    position_B: np.ndarray
-    """Index, in prompt and response together, of the token being decided."""
+
+Noise = Callable[[Purpose], Tensor]
+"""Each row's own uniform numbers in [0, 1) for a purpose, float64 (B,): see `policies.noise`."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +74,30 @@ class Drafts:
     """The SLM's last hidden state: what its LM head was fed."""
     entropy_B: Tensor
     """Entropy in nats at T = 1."""
-    keys: NoiseKeys
+    noise: Noise
+    probs: Callable[[], Tensor]
+    """Makes the probabilities that the drafts were drawn from, after all sampling parameters, float64 (B, V)."""
     states: Sequence[Any]
     """What `start` returned for each row; mutable objects are the policy's to change."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """For a policy that judges drafts by what the LLM says about each: the provisional tokens of B rows.
+
+    M = sum of (count + 1) over rows: the LLM's word on each provisional token, then on the one after them.
+    """
+
+    counts: Sequence[int]
+    """Provisional tokens of each row: the last ones of its response."""
+    num_response: Sequence[int]
+    """Response tokens of each row, provisional ones included."""
+    token_ids_M: Tensor
+    """The provisional tokens in order, and for the last of each row the token sampled from the LLM, int64."""
+    noise_M: Noise
+    """Noise of each of those positions."""
+    probs: Callable[[], Tensor]
+    """Makes the LLM's probabilities at each, after all sampling parameters, float64 (M, V)."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +114,10 @@ class Writes:
     """Entropy in nats at T = 1."""
     draft_ids_B: Tensor
     """What the SLM had drafted at this position, int64; -1 where the SLM did not draft."""
-    keys: NoiseKeys
+    noise: Noise
     states: Sequence[Any]
+    judged: Judged | None = None
+    """Provisional tokens, where the policy `verifies`."""
 
 
 class Policy(Protocol):
@@ -125,8 +139,18 @@ class Policy(Protocol):
         ...
 
     @property
+    def verifies(self) -> bool:
+        """Are kept drafts provisional until the LLM has judged them, as in speculative decoding?"""
+        ...
+
+    @property
     def router_parameters(self) -> int:
         """Parameters of the router network run on every draft; 0 for rules without one."""
+        ...
+
+    @property
+    def capturable(self) -> bool:
+        """Do its verdicts follow from tensors and noise alone, without state, so that they can be captured with a pass?"""
         ...
 
     def check_ready(self) -> None:
@@ -141,12 +165,20 @@ class Policy(Protocol):
         """Which model runs next on a row with nothing pending: SLM drafts, or LLM writes at once."""
         ...
 
+    def priced(self, cost_ratio: float) -> "Policy":
+        """The policy for a pair whose SLM pass costs this fraction of an LLM pass, weights read."""
+        ...
+
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
-        """Decide on drafts of the SLM."""
+        """Decide on drafts of the SLM. Tensors only: nothing here may wait for the device."""
         ...
 
     def judge_writes(self, writes: Writes) -> Verdicts:
-        """Decide once the LLM has run on rows that were handed to it."""
+        """Decide once the LLM has run on rows that were handed to it. Tensors only, likewise."""
+        ...
+
+    def settle(self, state: Any, num_kept: int, num_judged: int) -> None:
+        """Hear how many of a row's provisional tokens were kept, where the policy `verifies`."""
         ...
 
 
@@ -154,8 +186,16 @@ class BasePolicy:
     """Plain routing: every token is drafted, every verdict is final, the LLM writes what it is handed."""
 
     models = frozenset((Writer.SLM, Writer.LLM))
-    lookback = 0
+    verifies = False
     router_parameters = 0
+
+    @property
+    def lookback(self) -> int:
+        return 0
+
+    @property
+    def capturable(self) -> bool:
+        return False
 
     def check_ready(self) -> None:
         """Ready at once."""
@@ -166,5 +206,11 @@ class BasePolicy:
     def next_writer(self, state: Any) -> Writer:
         return Writer.SLM
 
+    def priced(self, cost_ratio: float) -> Self:
+        return self
+
     def judge_writes(self, writes: Writes) -> Verdicts:
-        return Verdicts([TO_LLM] * len(writes.token_ids_B))
+        return Verdicts(torch.ones_like(writes.token_ids_B))
+
+    def settle(self, state: Any, num_kept: int, num_judged: int) -> None:
+        """Nothing to remember."""

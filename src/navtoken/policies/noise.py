@@ -5,6 +5,7 @@ counter-based hash (splitmix64's finaliser, chained over the key) does not, and 
 """
 
 import hashlib
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -23,6 +24,19 @@ class Purpose(IntEnum):
     """Sampling from what remains after a rejection."""
     ROUTING = 4
     """The coin of random routing."""
+
+
+@dataclass(frozen=True)
+class NoiseKeys:
+    """Names the noise that each of some tokens may use."""
+
+    seed_B: np.ndarray
+    sample_B: np.ndarray
+    position_B: np.ndarray
+    """Index, in prompt and response together, of the token being decided."""
+
+    def uniform(self, purpose: Purpose) -> np.ndarray:
+        return uniform(self.seed_B, self.sample_B, self.position_B, purpose)
 
 
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)

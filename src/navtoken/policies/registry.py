@@ -13,6 +13,7 @@ from navtoken.policies.rules import (
     SLMPolicy,
     ThresholdPolicy,
 )
+from navtoken.policies.speculative import SpeculativePolicy
 from navtoken.reference import Reference, parse_reference
 
 Maker = Callable[[Reference], Policy]
@@ -95,8 +96,17 @@ def _threshold(policy: type[ThresholdPolicy]) -> Maker:
     return make
 
 
+def _speculative(reference: Reference) -> Policy:
+    check_options(reference, ())
+    target = reference.target or "auto"
+    if target != "auto" and not target.isdigit():
+        raise PolicyError(f"'{reference}': write speculative:4, or speculative:auto")
+    return SpeculativePolicy(None if target == "auto" else int(target))
+
+
 register("slm", _bare(SLMPolicy))
 register("llm", _bare(LLMPolicy))
 register("random", _random)
+register("speculative", _speculative)
 for _policy in (EntropyPolicy, MarginPolicy, LLMProbPolicy):
     register(_policy.name, _threshold(_policy))

@@ -9,18 +9,11 @@ from dataclasses import dataclass, field, replace
 from math import isnan
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from navtoken.policies.base import (
-    KEEP,
-    TO_LLM,
-    BasePolicy,
-    Drafts,
-    Verdicts,
-    Writer,
-    Writes,
-)
-from navtoken.policies.noise import Purpose, uniform
+from navtoken.policies.base import BasePolicy, Drafts, Verdicts, Writer, Writes, route
+from navtoken.policies.noise import Purpose
 
 
 class PolicyError(ValueError):
@@ -38,8 +31,12 @@ class SLMPolicy(BasePolicy):
     reference: str = "slm"
     models = frozenset((Writer.SLM,))
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
-        return Verdicts([KEEP] * len(drafts.token_ids_B))
+        return Verdicts(torch.zeros_like(drafts.token_ids_B))
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,10 @@ class LLMPolicy(BasePolicy):
 
     reference: str = "llm"
     models = frozenset((Writer.LLM,))
+
+    @property
+    def capturable(self) -> bool:
+        return True
 
     def next_writer(self, state: Any) -> Writer:
         return Writer.LLM
@@ -69,10 +70,12 @@ class RandomPolicy(BasePolicy):
     def reference(self) -> str:
         return f"random:{self.probability:g}"
 
+    @property
+    def capturable(self) -> bool:
+        return True
+
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
-        keys = drafts.keys
-        coin_B = uniform(keys.seed_B, keys.sample_B, keys.position_B, Purpose.ROUTING)
-        return route((coin_B < self.probability).tolist())
+        return route(drafts.noise(Purpose.ROUTING) < self.probability)
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class ThresholdPolicy(BasePolicy):
                 f"navtoken.engine.calibrate on training prompts, or give it: {self.name}:THRESHOLD"
             )
 
+    @property
+    def capturable(self) -> bool:
+        return self.listener is None
+
     def with_threshold(self, threshold: float, listener: Callable[[Tensor], None] | None = None) -> Self:
         """The same rule at another threshold."""
         return replace(self, threshold=threshold, listener=listener)
@@ -132,7 +139,7 @@ class ThresholdPolicy(BasePolicy):
         if self.listener is not None:
             self.listener(signal_B)
         beyond_B = signal_B > self.threshold if self.llm_above else signal_B < self.threshold
-        return route(beyond_B.tolist())
+        return route(beyond_B)
 
 
 @dataclass(frozen=True)
@@ -169,16 +176,11 @@ class LLMProbPolicy(ThresholdPolicy):
     llm_above = False
 
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
-        return Verdicts([TO_LLM] * len(drafts.token_ids_B))
+        return Verdicts(torch.ones_like(drafts.token_ids_B))
 
     def judge_writes(self, writes: Writes) -> Verdicts:
         logprob_B = writes.logprobs_BV.gather(1, writes.draft_ids_B[:, None])[:, 0]
         return self.route_by(logprob_B.exp())
-
-
-def route(to_llm: list[bool]) -> Verdicts:
-    """Verdicts of a rule that only says yes or no."""
-    return Verdicts([TO_LLM if asked else KEEP for asked in to_llm])
 
 
 def check_fraction(what: str, value: float) -> None:

@@ -1,0 +1,135 @@
+"""Who holds which blocks of both models' KV caches: rows, and prefixes that several rows share.
+
+Samples of one prompt and forks share a `Prefix`: the first row that computes it for a model donates its blocks, the others
+take them instead of computing. Plain bookkeeping; what must be copied is returned, and the runner copies it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from navtoken.engine.blocks import BlockPool, extend_table
+from navtoken.engine.sequence import Sequence
+from navtoken.policies.base import Writer
+
+
+@dataclass(eq=False)
+class Prefix:
+    """First tokens that several rows have in common."""
+
+    length: int
+    """Tokens in common."""
+    tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    """Per model, blocks that hold them."""
+    cached_len: list[int] = field(default_factory=lambda: [0, 0])
+    """Per model, how many of them the blocks hold."""
+    num_users: int = 0
+    """Rows that may still take it."""
+
+
+class Memory:
+    """The blocks of both models."""
+
+    def __init__(self, pools: tuple[BlockPool, BlockPool]) -> None:
+        self.pools = pools
+        self.prefixes: list[Prefix] = []
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest row that fits."""
+        return min(pool.num_blocks * pool.block_size for pool in self.pools)
+
+    def join(self, row: Sequence, prefix: Prefix) -> None:
+        """Let a row take, and donate to, a prefix."""
+        if prefix not in self.prefixes:
+            self.prefixes.append(prefix)
+        prefix.num_users += 1
+        row.prefix = prefix
+
+    def snapshot(self, row: Sequence, length: int) -> Prefix:
+        """What a row's caches hold of its first `length` tokens, kept whatever becomes of the row."""
+        prefix = Prefix(length)
+        for model in Writer:
+            self._hand_over(prefix, row, model)
+        return prefix
+
+    def take(self, row: Sequence, model: Writer) -> None:
+        """Give a row what its prefix holds, if that is more than its own, but for the tokens that it must feed."""
+        prefix = row.prefix
+        if prefix is None:
+            return
+        num_tokens = min(prefix.cached_len[model], len(row.token_ids) - 1 - row.num_provisional)
+        if num_tokens <= row.cached_len[model]:
+            return
+        pool = self.pools[model]
+        shared = pool.share(prefix.tables[model][: pool.blocks_for(num_tokens)])
+        pool.release(row.tables[model])
+        row.tables[model][:] = shared
+        row.cached_len[model] = num_tokens
+
+    def donate(self, row: Sequence, model: Writer) -> None:
+        """Let a row's prefix hold what the row has computed of it."""
+        if row.prefix is not None and row.prefix.cached_len[model] < row.prefix.length:
+            self._hand_over(row.prefix, row, model)
+
+    def lacks_prefix(self, row: Sequence, model: Writer) -> bool:
+        """Would extending this row compute a prefix that another row could share?"""
+        prefix = row.prefix
+        if prefix is None:
+            return False
+        return max(row.cached_len[model], prefix.cached_len[model]) < prefix.length
+
+    def make_room(self, row: Sequence, model: Writer, end: int) -> list[tuple[int, int]]:
+        """Blocks for a row's tokens up to `end`; returns blocks to copy first. Raises `OutOfBlocks`."""
+        return extend_table(self.pools[model], row.tables[model], row.cached_len[model], end)
+
+    def release(self, row: Sequence) -> None:
+        """Take a row's blocks; its prefix stays."""
+        for model in Writer:
+            self.pools[model].release(row.tables[model])
+            row.tables[model].clear()
+            row.cached_len[model] = 0
+
+    def leave(self, row: Sequence) -> None:
+        """A row has ended: take its blocks, and its prefix's with the last user."""
+        self.release(row)
+        prefix, row.prefix = row.prefix, None
+        if prefix is not None:
+            prefix.num_users -= 1
+            if not prefix.num_users:
+                self._empty(prefix)
+                self.prefixes.remove(prefix)
+
+    def forget_prefixes(self) -> bool:
+        """Empty all prefixes, to be computed again; returns whether there was anything to free."""
+        held = [prefix for prefix in self.prefixes if any(prefix.cached_len)]
+        for prefix in held:
+            self._empty(prefix)
+        return bool(held)
+
+    def check(self, rows: Iterable[Sequence]) -> None:
+        """Assert that every block is named exactly as often as it is counted."""
+        holders: list[Sequence | Prefix] = [*rows, *self.prefixes]
+        for model, pool in zip(Writer, self.pools, strict=True):
+            counted = [0] * pool.num_blocks
+            for holder in holders:
+                assert len(holder.tables[model]) >= pool.blocks_for(holder.cached_len[model])
+                for block in holder.tables[model]:
+                    counted[block] += 1
+            assert counted == pool.users
+            assert pool.num_free == counted.count(0)
+
+    def _hand_over(self, prefix: Prefix, row: Sequence, model: Writer) -> None:
+        num_tokens = min(row.cached_len[model], prefix.length)
+        if num_tokens <= prefix.cached_len[model]:
+            return
+        pool = self.pools[model]
+        shared = pool.share(row.tables[model][: pool.blocks_for(num_tokens)])
+        pool.release(prefix.tables[model])
+        prefix.tables[model][:] = shared
+        prefix.cached_len[model] = num_tokens
+
+    def _empty(self, prefix: Prefix) -> None:
+        for model in Writer:
+            self.pools[model].release(prefix.tables[model])
+            prefix.tables[model].clear()
+        prefix.cached_len = [0, 0]
