@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
 
-.PHONY: demo test test-slow check pair clean
+.PHONY: demo test test-slow check bench pair clean
 
 demo: $(STAMPS)/run
 	$(BIN)/navtoken demo $(ARGS)
@@ -21,6 +21,10 @@ check: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Speed, memory and scaling, each against a peer or a limit, into benchmarks/results/; the machine should do nothing else.
+bench: $(STAMPS)/run
+	$(BIN)/python benchmarks/bench.py $(ARGS)
 
 # Data, tokenizer and weights of the embedded pair, from a seed; resumes where an interrupted run stopped.
 pair: $(STAMPS)/run

@@ -127,7 +127,7 @@ def assert_follows_the_llm(pair: ModelPair, policy: str, num: int) -> None:
     engine = Engine(pair, make_policy(policy), EngineOptions(max_rows=500))
     rows = engine.add_samples(num, prompt, SAMPLING, max_tokens=2, seed=1)
     list(engine.run())
-    assert 0.02 < engine.ledger.accepted_drafts / engine.ledger.judged_drafts < 0.95
+    assert 0.02 < engine.ledger.accepted_drafts / engine.ledger.judged_drafts < 0.99
     first_V = warped_probs(pair.llm, [prompt])[0]
     rest_VV = warped_probs(pair.llm, [[*prompt, token] for token in range(VOCAB_SIZE)])
     joint = first_V[:, None] * rest_VV
@@ -143,7 +143,7 @@ def test_sampled_tokens_of_models_follow_the_llms_distribution(policy: str) -> N
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "gemma2", "granite"])
 @pytest.mark.parametrize("policy", ["speculative:1", "speculative:2", "speculative:auto"])
 def test_many_sampled_tokens_of_models_follow_the_llms_distribution(kind: str, policy: str) -> None:
-    assert_follows_the_llm(near_pair(kind, noise=0.15), policy, 20_000)
+    assert_follows_the_llm(near_pair(kind, noise=0.06), policy, 20_000)
 
 
 def test_acceptance_is_counted_per_verification() -> None:

@@ -61,9 +61,8 @@ def _attend_group(
     # Query heads that share keys become queries of one head: keys are not repeated.
     query_RKGNH = (query * scale).view(rows, new, kv_heads, -1, query.shape[-1]).permute(0, 2, 3, 1, 4)
     query_RD = query_RKGNH.reshape(rows, -1)
-    query_EKQH = query_RD.index_select(0, pairs.owner_E.clamp(max=rows - 1)).view(
-        num_pairs * kv_heads, -1, query.shape[-1]
-    )
+    query_ED = query_RD.expand(num_pairs, -1) if rows == 1 else query_RD.index_select(0, pairs.asker_E)
+    query_EKQH = query_ED.reshape(num_pairs * kv_heads, -1, query.shape[-1])
     groups_new = query_EKQH.shape[1]
     scores_EKQL = query.new_empty(num_pairs * kv_heads, groups_new, size)
     for first, block, count in pairs.runs:
@@ -88,10 +87,10 @@ def _softmax(
     rows, most = pairs.padded_RP.shape
     padded = scores_ED if pairs.in_place else scores_ED.index_select(0, pairs.padded_RP.flatten())
     scores_RQNS = padded.view(rows, most, -1, new, size).permute(0, 2, 3, 1, 4).flatten(3)
-    scores_RQNS = scores_RQNS.to(torch.promote_types(scores_RQNS.dtype, torch.float32))
+    wide = torch.promote_types(scores_RQNS.dtype, torch.float32)
     if softcap is not None:
-        scores_RQNS = torch.tanh(scores_RQNS / softcap) * softcap
-    probs_RQNS = scores_RQNS.masked_fill(pairs.hidden_R1NS, -torch.inf).softmax(-1)
+        scores_RQNS = torch.tanh(scores_RQNS.to(wide) / softcap) * softcap
+    probs_RQNS = scores_RQNS.masked_fill_(pairs.hidden_R1NS, -torch.inf).softmax(-1, dtype=wide)
     blocks = probs_RQNS.unflatten(3, (most, size)).permute(0, 3, 1, 2, 4).reshape(rows * most, -1)
     return blocks if pairs.in_place else blocks.index_select(0, pairs.place_E)
 
@@ -100,6 +99,8 @@ def _summed(out_ED: Tensor, pairs: Pairs, rows: int) -> Tensor:
     """Each row's sum over its blocks, in at least float32."""
     wide = torch.promote_types(out_ED.dtype, torch.float32)
     if pairs.in_place:
+        if len(out_ED) == rows:
+            return out_ED
         return out_ED.view(rows, -1, out_ED.shape[1]).sum(1, dtype=wide).to(out_ED.dtype)
     # What is nobody's goes to one row more, and away.
     summed_RD = torch.zeros(rows + 1, out_ED.shape[1], dtype=wide)

@@ -49,6 +49,8 @@ class Pairs:
 
     owner_E: Tensor
     """Row of each pair; R for blocks that are nobody's."""
+    asker_E: Tensor
+    """Row whose query each pair takes; any row for blocks that are nobody's."""
     place_E: Tensor
     """Where the pair stands in the padded (R, P); any place for blocks that are nobody's."""
     padded_RP: Tensor
@@ -135,6 +137,7 @@ class Group:
             hidden_RNS |= positions_R1S <= queries_RN1 - window
         return Pairs(
             owner_E=torch.tensor(owner),
+            asker_E=torch.tensor(owner).clamp_(max=len(tables) - 1),
             place_E=torch.tensor(places),
             padded_RP=torch.tensor(padded),
             runs=runs,
