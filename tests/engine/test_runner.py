@@ -67,9 +67,13 @@ def test_long_rows_attend_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -
     check(runner_of(tiny_model(kind)), texts, tables_of(texts, "in turns"), cuts=[2, 1])
 
 
-def test_rows_of_one_block_each_in_another_order_than_their_blocks() -> None:
-    texts = prompts(4, seed=6, shortest=4, longest=BLOCK_SIZE)
-    check(runner_of(tiny_model("qwen3")), texts, [[7], [3], [5], [1]], cuts=[3, 1])
+@pytest.mark.parametrize("gap_bytes", [0, 1 << 18])
+def test_rows_of_one_block_each_in_another_order_than_their_blocks(
+    gap_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("navtoken.engine.kv_cache.GAP_BYTES", gap_bytes)
+    texts = prompts(4, seed=6, shortest=6, longest=6)
+    check(runner_of(tiny_model("qwen3")), texts, [[7], [3], [5], [1]], cuts=[2, 1])
 
 
 def test_a_block_used_again_shows_nothing_of_its_past() -> None:
