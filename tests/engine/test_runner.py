@@ -8,7 +8,7 @@ from navtoken.checkpoints import LoadedModel, UnsupportedModelError
 from navtoken.engine import Ledger, attention
 from navtoken.engine.attention import paged_attention
 from navtoken.engine.kv_cache import KVCache
-from navtoken.engine.packing import Feed, Packed, _by_block
+from navtoken.engine.packing import Feed, Packed, by_block
 from navtoken.engine.runner import ModelRunner
 from navtoken.policies import Writer
 from tiny_models import CONTEXT, VOCAB_SIZE, prompts, tiny_model
@@ -99,10 +99,10 @@ def test_no_more_is_read_than_rounding_and_small_gaps_allow() -> None:
         (group,) = Packed.of(feeds, cache, torch.device("cpu")).groups
         needed = sum(map(len, tables))
         cache_gap = 0 if order == "gaps" else cache.max_gap
-        owner, _, runs = _by_block(tables, max(map(len, tables)), cache_gap, cache.num_blocks)
-        assert len(owner) == sum(count for _, _, count in runs) <= most * needed
-        assert sum(row < len(texts) for row in owner) == needed
-        assert len(runs) == (1 if order == "one by one" else needed)
+        found = by_block(tuple(map(tuple, tables)), cache_gap, cache.num_blocks)
+        assert len(found.owner_E) == sum(count for _, _, count in found.runs) <= most * needed
+        assert (found.owner_E < len(texts)).sum() == needed
+        assert len(found.runs) == (1 if order == "one by one" else needed)
         assert group.num_new == 1 and group.is_everything
 
 

@@ -76,6 +76,10 @@ class BatchingRule:
         slm, llm = (timer.times() for timer in self.timers)
         if slm is None or llm is None:
             return
+        if self.llm_writes_all and num_running < slm.num_tokens[0]:
+            # The SLM never ran on so few rows, and never will unless routing is tried.
+            self.llm_writes_all = False
+            return
         workload = Workload(slm, llm, min(1.0, max(self.share, LEAST_SHARE)), num_running)
         if self.options.llm_min_rows == "auto":
             self._auto_min_rows = best_min_rows(workload)

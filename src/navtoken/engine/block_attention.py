@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from navtoken.engine.packing import Group, Packed, Pairs
+from navtoken.engine.packing import Group, Order, Packed, Pairs
 
 MOST_SCORES = 1 << 22
 """Queries of a long row attend in parts, so that no mask has more elements than this."""
@@ -57,25 +57,26 @@ def _attend_group(
     rows, new = len(group.feeds), group.num_new
     kv_heads, size = keys_CKLH.shape[1:3]
     pairs = group.pairs(window)
-    num_pairs = len(pairs.owner_E)
+    order = pairs.order
+    num_pairs = len(order.owner_E)
     # Query heads that share keys become queries of one head: keys are not repeated.
     query_RKGNH = (query * scale).view(rows, new, kv_heads, -1, query.shape[-1]).permute(0, 2, 3, 1, 4)
     query_RD = query_RKGNH.reshape(rows, -1)
-    query_ED = query_RD.expand(num_pairs, -1) if rows == 1 else query_RD.index_select(0, pairs.asker_E)
+    query_ED = query_RD.expand(num_pairs, -1) if rows == 1 else query_RD.index_select(0, order.asker_E)
     query_EKQH = query_ED.reshape(num_pairs * kv_heads, -1, query.shape[-1])
     groups_new = query_EKQH.shape[1]
     scores_EKQL = query.new_empty(num_pairs * kv_heads, groups_new, size)
-    for first, block, count in pairs.runs:
+    for first, block, count in order.runs:
         span = slice(first * kv_heads, (first + count) * kv_heads)
         keys = keys_CKLH[block : block + count].flatten(0, 1).transpose(1, 2)
         torch.bmm(query_EKQH[span], keys, out=scores_EKQL[span])
     probs_EKQL = _softmax(scores_EKQL.view(num_pairs, -1), pairs, kv_heads, new, size, softcap)
     probs_EKQL = probs_EKQL.to(query.dtype).view(num_pairs * kv_heads, groups_new, size)
     out_EKQH = query.new_empty(num_pairs * kv_heads, groups_new, values_CKLH.shape[-1])
-    for first, block, count in pairs.runs:
+    for first, block, count in order.runs:
         span = slice(first * kv_heads, (first + count) * kv_heads)
         torch.bmm(probs_EKQL[span], values_CKLH[block : block + count].flatten(0, 1), out=out_EKQH[span])
-    out_RD = _summed(out_EKQH.view(num_pairs, -1), pairs, rows)
+    out_RD = _summed(out_EKQH.view(num_pairs, -1), order, rows)
     out_RKGNH = out_RD.view(rows, kv_heads, -1, new, out_EKQH.shape[-1])
     return out_RKGNH.permute(0, 3, 1, 2, 4).reshape(rows * new, -1, out_EKQH.shape[-1])
 
@@ -84,27 +85,28 @@ def _softmax(
     scores_ED: Tensor, pairs: Pairs, kv_heads: int, new: int, size: int, softcap: float | None
 ) -> Tensor:
     """Softmax over all blocks of a row, in at least float32: rows are padded to the same number of blocks for it."""
-    rows, most = pairs.padded_RP.shape
-    padded = scores_ED if pairs.in_place else scores_ED.index_select(0, pairs.padded_RP.flatten())
+    order = pairs.order
+    rows, most = order.padded_RP.shape
+    padded = scores_ED if order.in_place else scores_ED.index_select(0, order.padded_RP.flatten())
     scores_RQNS = padded.view(rows, most, -1, new, size).permute(0, 2, 3, 1, 4).flatten(3)
     wide = torch.promote_types(scores_RQNS.dtype, torch.float32)
     if softcap is not None:
         scores_RQNS = torch.tanh(scores_RQNS.to(wide) / softcap) * softcap
     probs_RQNS = scores_RQNS.masked_fill_(pairs.hidden_R1NS, -torch.inf).softmax(-1, dtype=wide)
     blocks = probs_RQNS.unflatten(3, (most, size)).permute(0, 3, 1, 2, 4).reshape(rows * most, -1)
-    return blocks if pairs.in_place else blocks.index_select(0, pairs.place_E)
+    return blocks if order.in_place else blocks.index_select(0, order.place_E)
 
 
-def _summed(out_ED: Tensor, pairs: Pairs, rows: int) -> Tensor:
+def _summed(out_ED: Tensor, order: Order, rows: int) -> Tensor:
     """Each row's sum over its blocks, in at least float32."""
     wide = torch.promote_types(out_ED.dtype, torch.float32)
-    if pairs.in_place:
+    if order.in_place:
         if len(out_ED) == rows:
             return out_ED
         return out_ED.view(rows, -1, out_ED.shape[1]).sum(1, dtype=wide).to(out_ED.dtype)
     # What is nobody's goes to one row more, and away.
     summed_RD = torch.zeros(rows + 1, out_ED.shape[1], dtype=wide)
-    return summed_RD.index_add_(0, pairs.owner_E, out_ED.to(wide))[:rows].to(out_ED.dtype)
+    return summed_RD.index_add_(0, order.owner_E, out_ED.to(wide))[:rows].to(out_ED.dtype)
 
 
 def _gathered(pool_CKLH: Tensor, table_P: Tensor, end: int) -> Tensor:

@@ -7,12 +7,13 @@ Shapes: T packed tokens, B rows, R rows of a group, N new tokens of a row, M pos
 P most blocks of a row, L tokens in a block, E pairs of a row and one of its blocks.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,12 +40,11 @@ class Feed:
         return self.start + len(self.token_ids)
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """A group's rows and the blocks that each of them reads: what one batched product works on.
+class Order(NamedTuple):
+    """Pairs of a row and one of its blocks, in the order of blocks.
 
-    Pairs stand in the order of their blocks, so that neighbouring blocks are read as one view, whoever's they are; where
-    few blocks are nobody's in between, they are read too rather than another view opened.
+    Neighbouring blocks are read as one view, whoever's they are; where few blocks are nobody's in between, they are read
+    too rather than another view opened.
     """
 
     owner_E: Tensor
@@ -54,13 +54,19 @@ class Pairs:
     place_E: Tensor
     """Where the pair stands in the padded (R, P); any place for blocks that are nobody's."""
     padded_RP: Tensor
-    """The pair at each padded place; any pair where the row has no more blocks."""
+    """The pair at each padded place; the first where the row has no more blocks."""
     runs: list[tuple[int, int, int]]
     """Stretches of neighbouring blocks, read as one view: (first pair, first block, how many)."""
-    hidden_R1NS: Tensor
-    """What each query must not see, S = P * L positions from the row's first block on."""
     in_place: bool
     """Is the order of pairs that of the padded places?"""
+
+
+class Pairs(NamedTuple):
+    """A group's rows and the blocks that each of them reads: what one batched product works on."""
+
+    order: Order
+    hidden_R1NS: Tensor
+    """What each query must not see, S = P * L positions from the row's first block on."""
 
 
 @dataclass
@@ -118,32 +124,19 @@ class Group:
         first_block = [
             0 if window is None else max(0, feed.start - window + 1) // size for feed in self.feeds
         ]
-        tables = [
-            feed.table[first : -(-feed.end // size)]
+        tables = tuple(
+            tuple(feed.table[first : -(-feed.end // size)])
             for feed, first in zip(self.feeds, first_block, strict=True)
-        ]
-        most = max(map(len, tables))
-        owner, places, runs = _by_block(tables, most, self.cache.max_gap, self.cache.num_blocks)
-        pair_at = {place: pair for pair, place in enumerate(places) if owner[pair] < len(tables)}
-        padded = [
-            [pair_at[row * most + min(index, len(table) - 1)] for index in range(most)]
-            for row, table in enumerate(tables)
-        ]
+        )
+        order = by_block(tables, self.cache.max_gap, self.cache.num_blocks)
+        most = order.padded_RP.shape[1]
         offsets_R11 = torch.tensor(first_block)[:, None, None] * size
         positions_R1S = offsets_R11 + torch.arange(most * size)
         queries_RN1 = self._positions_RN[:, :, None]
         hidden_RNS = positions_R1S > queries_RN1
         if window is not None:
             hidden_RNS |= positions_R1S <= queries_RN1 - window
-        return Pairs(
-            owner_E=torch.tensor(owner),
-            asker_E=torch.tensor(owner).clamp_(max=len(tables) - 1),
-            place_E=torch.tensor(places),
-            padded_RP=torch.tensor(padded),
-            runs=runs,
-            hidden_R1NS=hidden_RNS[:, None],
-            in_place=places == list(range(len(tables) * most)) and len(tables) not in owner,
-        )
+        return Pairs(order, hidden_RNS[:, None])
 
     @cached_property
     def _positions_RN(self) -> Tensor:
@@ -152,50 +145,57 @@ class Group:
         )
 
 
-def _by_block(
-    tables: Sequence[Sequence[int]], most: int, max_gap: int, num_blocks: int
-) -> tuple[list[int], list[int], list[tuple[int, int, int]]]:
-    """Owners, padded places and runs of pairs in the order of their blocks.
+@lru_cache(maxsize=64)
+def by_block(tables: tuple[tuple[int, ...], ...], max_gap: int, num_blocks: int) -> Order:
+    """Order the pairs of rows and their blocks by block.
 
     A block that several rows share is read once for each: first all blocks for their first reader, and so on. Long runs are
-    rounded up: the products' kernels are made anew for every new shape.
+    rounded up: the products' kernels are made anew for every new shape. Remembered, as few rows keep their blocks for many steps.
     """
-    readers: Counter[int] = Counter()
-    pairs = []
-    for row, table in enumerate(tables):
-        for index, block in enumerate(table):
-            pairs.append((readers[block], block, row, row * most + index))
-            readers[block] += 1
-    owner: list[int] = []
-    places: list[int] = []
-    runs: list[tuple[int, int, int]] = []
-    last = (-1, -1)
+    counts = np.array([len(table) for table in tables])
+    row, most = np.repeat(np.arange(len(tables)), counts), int(counts.max())
+    index = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    block = np.array([block for table in tables for block in table])
+    reader = _occurrences(block)
+    order = np.lexsort((block, reader))
+    row, index, block, reader = row[order], index[order], block[order], reader[order]
+    gap = np.diff(block, prepend=block[0] - 1) - 1
+    breaks = (np.diff(reader, prepend=reader[0]) != 0) | (gap > max_gap)
+    breaks[0] = True
+    starts = np.flatnonzero(breaks)
+    ends = np.append(starts[1:], len(block))
+    spans = block[ends - 1] - block[starts] + 1
+    sizes = [
+        min(rounded(int(span), exact=8), num_blocks - int(first))
+        for span, first in zip(spans, block[starts], strict=True)
+    ]
+    firsts = np.cumsum(sizes) - sizes
+    pair = np.repeat(firsts - block[starts], ends - starts) + block
+    owner_E = np.full(sum(sizes), len(tables))
+    place_E = np.zeros(sum(sizes), dtype=np.int64)
+    owner_E[pair], place_E[pair] = row, row * most + index
+    padded_RP = np.zeros((len(tables), most), dtype=np.int64)
+    padded_RP[row, index] = pair
+    runs = list(zip(firsts.tolist(), block[starts].tolist(), sizes, strict=True))
+    return Order(
+        owner_E=torch.from_numpy(owner_E),
+        asker_E=torch.from_numpy(np.minimum(owner_E, len(tables) - 1)),
+        place_E=torch.from_numpy(place_E),
+        padded_RP=torch.from_numpy(padded_RP),
+        runs=runs,
+        in_place=np.array_equal(place_E, np.arange(len(tables) * most)) and len(owner_E) == len(pair),
+    )
 
-    def read_for_nobody(num: int) -> None:
-        owner.extend([len(tables)] * num)
-        places.extend([0] * num)
-        first, start, count = runs[-1]
-        runs[-1] = (first, start, count + num)
 
-    def round_up() -> None:
-        if runs:
-            _, start, count = runs[-1]
-            read_for_nobody(min(rounded(count, exact=8), num_blocks - start) - count)
-
-    for reader, block, row, place in sorted(pairs):
-        gap = block - last[1] - 1
-        if reader != last[0] or gap > max_gap:
-            round_up()
-            runs.append((len(owner), block, 0))
-        else:
-            read_for_nobody(gap)
-        owner.append(row)
-        places.append(place)
-        first, start, count = runs[-1]
-        runs[-1] = (first, start, count + 1)
-        last = (reader, block)
-    round_up()
-    return owner, places, runs
+def _occurrences(values: np.ndarray) -> np.ndarray:
+    """How often each value stood before, at each of its places."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    first = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    counts = np.diff(np.append(first, len(values)))
+    occurrences = np.empty(len(values), dtype=np.int64)
+    occurrences[order] = np.arange(len(values)) - np.repeat(first, counts)
+    return occurrences
 
 
 def rounded(count: int, exact: int) -> int:
