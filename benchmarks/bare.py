@@ -25,12 +25,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from measuring import synchronize
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
+from measuring import synchronize
 from navtoken.checkpoints import LoadedModel
 from navtoken.engine import Engine, Ledger
 from navtoken.model_card import text_config

@@ -14,15 +14,15 @@ from statistics import median
 from typing import Any
 
 import tyro
+
 from bare import GRID, BareModel
 from candidates import EngineCandidate, Run, cache_gib
 from measuring import Bar, bars_table, console_for, finish, interleaved, run_script, set_threads, table
-from pairs import Load, PairSource, Text, packed_pair, random_text, source_named
-from planned import Planner
-
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import EngineOptions
 from navtoken.policies import Writer
+from pairs import Load, PairSource, Text, packed_pair, random_text, source_named
+from planned import Planner
 
 RULES = (1, 2, 3, 4, 6, 8, 12, 16)
 """Values of B that are tried, those up to the number of rows; the planner's pick is added."""

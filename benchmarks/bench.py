@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+
 from measuring import Bar, bars_table, console_for
 from pairs import PAIRS, device_name
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from bare import PassLog, ledger_since, recorded_passes
-from measuring import BenchmarkError
-from pairs import Load, Request, Text
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+from bare import PassLog, ledger_since, recorded_passes
+from measuring import BenchmarkError
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.policies import Writer, make_policy
+from pairs import Load, Request, Text
 
 
 @dataclass(frozen=True)

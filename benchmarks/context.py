@@ -15,14 +15,14 @@ from statistics import median
 from typing import Any
 
 import tyro
-from bare import BareModel
-from measuring import BenchmarkError, console_for, finish, memory_bandwidth, run_script, set_threads, table
-from pairs import PairSource, packed_pair, random_model, source_named
 from transformers import Qwen3Config
 
+from bare import BareModel
+from measuring import BenchmarkError, console_for, finish, memory_bandwidth, run_script, set_threads, table
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.policies import make_policy
+from pairs import PairSource, packed_pair, random_model, source_named
 
 
 @dataclass(frozen=True)

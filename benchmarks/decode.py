@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import tyro
+
 from decode_point import Bench, Options, Point, point_of, run_rounds
 from decode_report import check_bars, rows_table
 from decode_rows import describe, ratios
 from measuring import bars_table, finish, run_script, set_threads
-from pairs import PairSource, source_named
-
 from navtoken.planner import StepTimes
 from navtoken.policies import Writer
+from pairs import PairSource, source_named
 
 
 def main(args: Sequence[str] | None = None, source: PairSource | None = None) -> dict[str, Any]:

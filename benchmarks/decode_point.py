@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+
 from bare import GRID, BareModel
 from candidates import Assisted, Candidate, Continuous, EngineCandidate, Generate, Run, cache_gib
 from measuring import BenchmarkError, console_for, interleaved, memory_bandwidth
-from pairs import Load, PairSource, Request, device_of, packed_and_plain
-from planned import Planner
-from rich.console import Console
-
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import EngineOptions
 from navtoken.planner import StepTimes
 from navtoken.policies import Writer
+from pairs import Load, PairSource, Request, device_of, packed_and_plain
+from planned import Planner
 
 SPECULATIVE = {"speculative:4": 4, "speculative:auto": None}
 PEERS = ("generate", "assisted", "continuous")

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from measuring import Bar, Spread, table
 from rich.table import Table
+
+from measuring import Bar, Spread, table
 
 
 def check_bars(pair: str, points: Sequence[dict[str, Any]]) -> list[Bar]:

@@ -8,10 +8,9 @@ from bare import PassLog, bare_seconds
 from candidates import EngineCandidate
 from decode_point import PEERS, ROUTED, SPECULATIVE, Point
 from measuring import paired_ratio, spread
-from planned import Rate, acceptance_of
-
 from navtoken.engine import Costs
 from navtoken.policies import Writer
+from planned import Rate, acceptance_of
 
 
 def describe(point: Point, name: str) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from statistics import mean
 from typing import Any
 
 import tyro
-from measuring import console_for, finish, peak_memory_bytes, run_script, set_threads, table
-from pairs import PairSource, Request, packed_pair, source_named
 
+from measuring import console_for, finish, peak_memory_bytes, run_script, set_threads, table
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.policies import Writer, make_policy
+from pairs import PairSource, Request, packed_pair, source_named
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ from statistics import median
 from typing import Any
 
 import tyro
+
 from bare import GRID, BareModel, Passes, bare_seconds, recorded_passes
 from candidates import cache_gib
 from measuring import console_for, finish, interleaved, run_script, set_threads, table
-from pairs import Load, PairSource, Request, packed_pair, source_named
-
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.planner import StepTimes
 from navtoken.policies import Writer, make_policy
+from pairs import Load, PairSource, Request, packed_pair, source_named
 
 POLICIES = ("slm", "llm", "random:0.13")
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import BenchmarkError
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
+from measuring import BenchmarkError
 from navtoken.checkpoints import LoadedModel, ModelPair, load_pair
 from navtoken.embedded.corpus import FAMILIES, examples
 from navtoken.embedded.tokenizer import ASSISTANT, USER

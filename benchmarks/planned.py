@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from pairs import Request
-
 from navtoken.planner import StepTimes, Workload, best_min_rows, best_num_drafts, predict, speculative_rate
 from navtoken.policies import Writer
+from pairs import Request
 
 Rate = Callable[[int], float]
 """Tokens per second of so many rows together."""

@@ -5,8 +5,9 @@ checkpoints store them, and reaches about half of the memory's bandwidth; from a
 of it, and is nowhere slower up to 128 rows, so one layout serves every pass and the dense weights can go.
 
 A packed weight keeps its name, shape and dtype and stays a parameter, so that counts of parameters and bytes are those
-of the dense model; but its layout is opaque (`torch._mkldnn`), and what would index it or copy into it raises. A weight
-that others read, the LM head's and one tied to it, also stays in dense form, beside its packed copy.
+of the dense model; but its layout is opaque (`torch._mkldnn`), and what would index it or copy into it raises. (Not all
+that would write into it does: `zero_` on such a tensor corrupts memory in torch 2.13.) A weight that others read, the
+LM head's and one tied to it, also stays in dense form, beside its packed copy.
 
 Packed layers are for inference. Weights change through `load_state_dict`, which packs the new ones, or between
 `unpack_linears` and `pack_linears`. `state_dict`, `copy.deepcopy` and pickles carry dense weights.

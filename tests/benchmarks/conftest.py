@@ -10,9 +10,8 @@ from tiny_models import tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from pairs import Load, PairSource
-
 from navtoken.checkpoints import ModelPair
+from pairs import Load, PairSource
 
 
 def _make(device: str) -> ModelPair:

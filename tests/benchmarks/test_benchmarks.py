@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
 import batching
 import bench
 import candidates
@@ -14,17 +17,14 @@ import measuring
 import memory
 import overhead
 import pairs
-import pytest
-import torch
 from bare import GROUPED, BareModel, Passes, bare_seconds
 from candidates import Assisted, Continuous, EngineCandidate, Generate
 from measuring import Bar, BenchmarkError
-from pairs import Load, PairSource, Request
-from planned import Planner, acceptance_of
-
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.planner import StepTimes
 from navtoken.policies import Writer
+from pairs import Load, PairSource, Request
+from planned import Planner, acceptance_of
 from tiny_models import PADDED_VOCAB_SIZE, tiny_model
 
 TEXT = pairs.random_text(90)

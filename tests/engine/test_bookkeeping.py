@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fake_engine import BLOCK_SIZE, CONTEXT, VOCAB, FakeEngine, FakeRunner, Reference
+from fake_requests import policy, request
 from navtoken.engine import EngineOptions, SamplingParams, Sequence, State
 from navtoken.policies import (
     Action,
@@ -21,48 +22,15 @@ from navtoken.policies import (
     route,
 )
 
-POLICIES = (
-    "slm",
-    "llm",
-    "random:0",
-    "random:0.15",
-    "random:0.5",
-    "random:1",
-    "speculative:1",
-    "speculative:3",
-    "speculative:8",
-    "speculative:auto",
-)
 TIGHT = CONTEXT // BLOCK_SIZE + 1
 """Blocks that hold one row as long as the context, and little more."""
 
-sampling = st.builds(
-    SamplingParams,
-    temperature=st.sampled_from([0.0, 1.0]),
-    top_p=st.sampled_from([0.7, 1.0]),
-    frequency_penalty=st.sampled_from([0.0, 0.5]),
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-    min_tokens=st.sampled_from([0, 0, 6]),
-    stop=st.sampled_from([(), (), ("abc", "a b"), ("\u00e9",)]),
-    logit_bias=st.sampled_from([(), ((3, 1.5), (0, -2.0))]),
-    ignore_eos=st.booleans(),
-)
-request = st.fixed_dictionaries(
-    {
-        "prompt_ids": st.lists(st.integers(1, VOCAB - 1), min_size=1, max_size=12),
-        "max_tokens": st.one_of(st.none(), st.integers(1, 20)),
-        "seed": st.integers(0, 2**40),
-        "sample": st.integers(0, 3),
-        "sampling": sampling,
-    }
-)
 options = st.builds(
     EngineOptions,
     max_rows=st.integers(1, 5),
     llm_min_rows=st.one_of(st.just("auto"), st.integers(1, 6)),
     prefill_chunk=st.sampled_from([1, 3, 5, 2048]),
 )
-policy = st.sampled_from(POLICIES)
 num_blocks = st.sampled_from([None, TIGHT, 2 * TIGHT])
 
 
@@ -85,7 +53,7 @@ def assert_as_alone(row: Sequence) -> None:
     assert row.state is State.FINISHED
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(request, policy), min_size=1, max_size=9), options, num_blocks)
 def test_a_response_depends_on_nothing_but_its_request(
     requests: list[tuple[dict, str]], options: Any, num_blocks: int | None
@@ -99,7 +67,7 @@ def test_a_response_depends_on_nothing_but_its_request(
         assert_as_alone(row)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(request, policy), min_size=2, max_size=8), options, num_blocks, st.data())
 def test_aborts_forks_samples_and_new_weights_at_any_time(
     requests: list[tuple[dict, str]], options: Any, num_blocks: int | None, data: Any
@@ -130,7 +98,7 @@ def test_aborts_forks_samples_and_new_weights_at_any_time(
         assert told.get(row.sequence_id, []) == row.response_ids
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(request, policy), min_size=1, max_size=6), options, num_blocks)
 def test_the_ledger_counts_what_the_models_were_fed(
     requests: list[tuple[dict, str]], options: Any, num_blocks: int | None

@@ -108,3 +108,30 @@ def test_the_ledger_counts_what_hooks_on_the_models_count() -> None:
     assert [count.tokens for count in engine.ledger.models] == tokens
     assert [count.passes for count in engine.ledger.models] == passes
     assert engine.ledger.discarded_drafts == sum(sum(row.record.writer) for row in rows) > 0
+
+
+@pytest.mark.parametrize("num_drafts", ["1", "4", "auto"])
+def test_greedy_speculation_writes_what_the_llm_writes(num_drafts: str) -> None:
+    engine, rows = decode(f"speculative:{num_drafts}", EngineOptions(max_rows=4))
+    _, alone = decode("llm")
+    assert [row.response_ids for row in rows] == [row.response_ids for row in alone]
+    assert [row.finish_reason for row in rows] == [row.finish_reason for row in alone]
+    assert engine.ledger.acceptance_length > 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_drafts", ["4", "auto"])
+def test_greedy_speculation_writes_what_the_llm_writes_on_200_prompts(num_drafts: str) -> None:
+    asked = [
+        render(pair().tokenizer, task, problem).ids
+        for task, num in zip(map(load_task, FAMILIES), (66, 67, 67), strict=True)
+        for problem in task.problems("test", num, seed=7)
+    ]
+    responses = []
+    for policy in ("llm", f"speculative:{num_drafts}"):
+        engine = Engine(pair(), make_policy(policy), EngineOptions(max_rows=32))
+        rows = [engine.add(prompt_ids, max_tokens=200) for prompt_ids in asked]
+        list(engine.run())
+        responses.append([(row.response_ids, row.finish_reason) for row in rows])
+    assert len(asked) == 200
+    assert responses[0] == responses[1]

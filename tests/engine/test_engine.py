@@ -115,14 +115,79 @@ def test_a_fork_shares_no_more_than_there_is() -> None:
         engine.fork(row, 2)
 
 
-def test_nan_logits_name_the_model_and_the_remedy() -> None:
+def test_tokens_that_the_llm_has_still_to_judge_cannot_be_forked() -> None:
+    engine = Engine(tiny_pair(), make_policy("speculative:4"))
+    row = engine.add([5, 6], SamplingParams(ignore_eos=True), max_tokens=30)
+    while row.num_provisional < 2:
+        engine.step()
+    certain = row.num_response - row.num_provisional
+    with pytest.raises(OptionError, match=f"the sequence has {certain} response tokens"):
+        engine.fork(row, certain + 1)
+    assert engine.fork(row).prompt_len == row.prompt_len + certain
+
+
+def test_a_refused_fork_leaves_no_block_in_use() -> None:
+    engine = Engine(tiny_pair(), make_policy("slm"))
+    row = engine.add(prompts(1)[0], max_tokens=9)
+    engine.step()
+    for wrong in ({"tokens": [VOCAB_SIZE]}, {"max_tokens": 0}, {"tokens": [5] * CONTEXT}):
+        with pytest.raises(ValueError):
+            engine.fork(row, **wrong)  # type: ignore[arg-type]
+    engine.abort(row)
+    assert all(pool.num_used == 0 for pool in engine.memory.pools)
+
+
+def with_room_for(num_tokens: int, block_size: int = 4) -> Engine:
+    pair = tiny_pair("qwen3")
+    cache_gib = num_tokens * (pair.slm.card.kv_bytes + pair.llm.card.kv_bytes) / 2**30
+    return Engine(pair, make_policy("random:0.4"), EngineOptions(cache_gib=cache_gib, block_size=block_size))
+
+
+def test_a_response_is_cut_off_where_the_caches_are_full() -> None:
+    engine = with_room_for(40)
+    rows = [
+        engine.add(prompt, SamplingParams(ignore_eos=True), seed=index)
+        for index, prompt in enumerate(prompts(4))
+    ]
+    list(engine.run())
+    assert [len(row.token_ids) for row in rows] == [40] * 4
+    assert {row.finish_reason for row in rows} == {"length"}
+    with pytest.raises(OptionError, match="41 tokens, the KV caches hold 40; give more cache_gib"):
+        engine.add([5] * 41)
+
+
+def test_a_budget_without_room_for_two_blocks_is_refused() -> None:
+    with pytest.raises(OptionError, match="less than 2 blocks of 64; give more cache_gib"):
+        with_room_for(100, block_size=64)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_rows": 0},
+        {"llm_min_rows": 0},
+        {"prefill_chunk": 0},
+        {"cache_gib": 0.0},
+        {"block_size": 0},
+        {"num_alternatives": -1},
+    ],
+)
+def test_engine_options_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(OptionError, match=next(iter(wrong))):
+        EngineOptions(**wrong)
+
+
+@pytest.mark.parametrize("name", ["llm", "random:1", "speculative:3"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nan_logits_name_the_model_and_the_remedy(name: str, temperature: float) -> None:
     pair = tiny_pair("qwen3")
     broken = copy.deepcopy(pair.llm)
     broken.model.model.norm.weight[0] = torch.nan
-    engine = Engine(ModelPair(pair.slm, broken), make_policy("llm"))
-    engine.add([3, 4, 5])
+    engine = Engine(ModelPair(pair.slm, broken), make_policy(name))
+    engine.add([3, 4, 5], SamplingParams(temperature))
     with pytest.raises(BadLogitsError, match=r"LLM 'tiny:qwen3-2' gave NaN.*--dtype float32"):
-        engine.step()
+        for _ in range(4):
+            engine.step()
 
 
 def test_a_share_that_is_not_calibrated_is_refused() -> None:

@@ -15,14 +15,15 @@ from navtoken.engine.attention import Kernel, attend_gathered, attend_varlen
 from navtoken.engine.blocks import BlockPool, OutOfBlocks
 from navtoken.engine.buckets import TOKENS, Bucket
 from navtoken.engine.budget import make_caches
-from navtoken.engine.graphs import GraphRunner
-from navtoken.engine.judging import Sampling
+from navtoken.engine.graphs import CudaCapture, GraphRunner
+from navtoken.engine.judging import DECIDED, Sampling
 from navtoken.engine.kernel_choice import find_problem, make_runners
 from navtoken.engine.kv_cache import KVCache
 from navtoken.engine.ledger import Ledger
 from navtoken.engine.memory import Memory
+from navtoken.engine.options import GREEDY
 from navtoken.engine.packing import Feed, Packed
-from navtoken.engine.runner import Extension
+from navtoken.engine.runner import Extension, ModelRunner
 from navtoken.policies import Policy, Purpose, Writer, make_policy
 from tape_capture import TapeCapture, attend_by_tensors, attend_paged
 from tiny_models import VOCAB_SIZE, prompts, tiny_model, tiny_pair
@@ -87,6 +88,8 @@ def pair_of(kind: str) -> ModelPair:
     """Two models of a kind that flash attention serves: Gemma-2 has windows, and here no soft-cap."""
     if kind == "qwen3":
         return tiny_pair(kind)
+    if kind == "own heads":
+        return ModelPair(*(tiny_model("llama", seed, num_key_value_heads=4) for seed in (1, 2)))
     plain = {"attn_logit_softcapping": None}
     return ModelPair(tiny_model(kind, 1, num_hidden_layers=2, **plain), tiny_model(kind, 2, **plain))
 
@@ -136,6 +139,51 @@ def test_graphs_write_what_eager_passes_write(kind: str, policy: str, sampling: 
     assert captured.tape.num_replays == sum(captured.ledger.models[model].passes for model in Writer)
 
 
+def runners_on(device: torch.device) -> tuple[GraphRunner, ModelRunner, float]:
+    """One model with graphs and without, each with its own cache, and how far their logits may be apart."""
+    shape = {"head_dim": 64, "hidden_size": 128, "initializer_range": 0.1}
+    loaded = tiny_model("qwen3", 1, torch.float64 if device == CPU else torch.bfloat16, **shape)
+    loaded.model.to(device)
+    kernel, capture, tolerance = attend_by_tensors, TapeCapture(), 1e-9
+    if device != CPU:
+        kernel, capture, tolerance = attend_varlen, CudaCapture(device), 0.1  # type: ignore[assignment]
+    caches = [KVCache(20, 64 if device == CPU else 256, device, heads_first=False) for _ in range(2)]
+    known = (Writer.SLM, Ledger(), loaded, VOCAB_SIZE)
+    graphed = GraphRunner(*known, caches[0], kernel, Sampling(), capture)
+    return graphed, ModelRunner(*known, caches[1], kernel), tolerance
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")),
+    ],
+)
+def test_logits_are_those_of_eager_passes(device: str) -> None:
+    graphed, eager, tolerance = runners_on(torch.device(device))
+    if device == "cuda":
+        assert find_problem(attend_varlen, (4, 2, 64), graphed.cache, torch.bfloat16) is None
+    texts = prompts(5, shortest=300, longest=400)
+    rows = [
+        Sequence(index, text, 1, GREEDY, 500, 0, index, make_policy("slm"))
+        for index, text in enumerate(texts)
+    ]
+    starts = [0] * 5
+    for lengths in ([40, 3, 17, 1, 9], *[[1] * 5] * 4, [64, 64, 1, 1, 2], [2, 1, 7, 3, 3], *[[1] * 5] * 3):
+        fed = [
+            Feed([2 * index, 2 * index + 1], start, text[start : start + length])
+            for index, (text, start, length) in enumerate(zip(texts, starts, lengths, strict=True))
+        ]
+        starts = [feed.end for feed in fed]
+        ours, theirs = graphed.run(rows, fed, ()), eager.run(rows, fed, ())
+        torch.testing.assert_close(ours.logits_MV, theirs.logits_MV, atol=tolerance, rtol=0)
+        assert ours.judgement is not None
+        decided_M = ours.judgement.columns_BF[:, DECIDED].long()
+        assert torch.equal(decided_M, ours.logits_MV.argmax(-1))
+    assert graphed.capture is not None and len(graphed.graphs) == 4
+
+
 @pytest.mark.parametrize("rows", [1, 3, 9, 20])
 def test_batches_of_all_sizes_and_long_prompts_in_chunks(rows: int) -> None:
     pair = pair_of("gemma2")
@@ -168,6 +216,19 @@ def test_a_bucket_is_captured_when_it_is_met_again(monkeypatch: pytest.MonkeyPat
     check_same(Engine(pair, make_policy("slm"), options), captured, SAMPLING["hot"], text)
     assert captured.ledger.slm.passes - captured.tape.num_replays == 2 + 1, "two single tokens, one prompt"
     assert captured.tape.num_captures == 1
+
+
+def test_samples_that_share_a_prompt_get_their_own_copies() -> None:
+    pair, options = pair_of("qwen3"), EngineOptions(max_rows=4, block_size=BLOCK)
+    captured, eager = (kind(pair, make_policy("random:0.3"), options) for kind in (GraphEngine, Engine))
+    rows = []
+    for engine in (captured, eager):
+        prompt = prompts(1, shortest=BLOCK + 3, longest=BLOCK + 3)[0]
+        samples = engine.add_samples(4, prompt, SAMPLING["hot"], 20, seed=5)
+        list(engine.run())
+        rows.append([outcome(row) for row in samples])
+    assert rows[0] == rows[1]
+    assert captured.ledger.slm.tokens < sum(len(row[2]) for row in rows[0]) + 2 * (BLOCK + 3)
 
 
 def test_no_policy_is_served_by_anothers_graph() -> None:
@@ -388,7 +449,7 @@ def flash(
     return attend_paged(query, keys, values, offsets, seqused_k, block_table, scale, window)
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", ["qwen3", "gemma2", "own heads"])
 def test_flash_attention_is_asked_in_the_way_that_it_serves(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

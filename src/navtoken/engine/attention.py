@@ -7,7 +7,7 @@ Three kernels, chosen by what the tensors allow (why these: docs/architecture.md
 
 * `attend_blocks`, on a CPU (`block_attention`).
 * `attend_varlen`, on CUDA in half precision: `torch`'s variable-length attention over the block table, one call for all
-  rows, which a graph can capture.
+  rows, which a graph can capture. It is tried once before it is trusted (`kernel_choice`).
 * `attend_gathered`: gathers a row's keys and computes everything in the open. The oracle of the others, and the rest.
 
 Models pass their own scale, window and soft-cap; what else a model asks of its attention is refused, not ignored.
@@ -95,7 +95,7 @@ def attend_varlen(
     keys = packed.cache.keys[layer]
     alone = packed.max_new == 1 and window is None
     splits_rightly = alone and query_TQH.shape[1] > keys.shape[2]
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         query_TQH,
         keys,
         packed.cache.values[layer],
@@ -110,6 +110,7 @@ def attend_varlen(
         block_table=packed.table,
         num_splits=None if splits_rightly else 1,
     )
+    assert isinstance(out, Tensor)
     return out
 
 

@@ -55,19 +55,22 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
+        # One for all: libraries keep a workspace for every stream.
+        self.stream = torch.cuda.Stream(device)
 
     def __call__(self, work: Callable[[], Extension]) -> tuple[Callable[[], Any], Extension]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device):
-            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        try:
+            # A capture that fails leaves its stream behind as the current one; this context sets it right.
+            with torch.cuda.stream(self.stream):
                 # Once outside the graph: the caches reserve their memory, libraries their workspaces.
                 work()
-            current.wait_stream(stream)
-            # Other threads, of a server, say, may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                said = work()
+                # Other threads, a server's, say, may use the device meanwhile.
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                    said = work()
+        finally:
+            current.wait_stream(self.stream)
         return graph.replay, said
 
 

@@ -25,6 +25,8 @@ from navtoken.policies import Writer
 
 SCALE, TOLERANCE = 0.5, 0.05
 """Of a trial: few keys have most of the weight, so that outputs are about 1; half precision rounds them by 0.01 or 0.02."""
+WIDER = 8
+"""A trial's block table is so many times as wide as its rows need."""
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -102,8 +104,11 @@ def find_problem(
         rows = _trial_rows(lengths, size)
         query_TQH = some(sum(lengths), *shape[::2])
         for window in (None, size // 2):
+            packed = Packed.of(rows, trial, device)
+            # As wide as a graph's table: blocks that no row has used may be split off, but not counted.
+            packed.table, packed.max_used = packed.table.repeat(1, WIDER), packed.max_used * WIDER
             try:
-                ours = kernel(query_TQH, 0, Packed.of(rows, trial, device), SCALE, window, None)
+                ours = kernel(query_TQH, 0, packed, SCALE, window, None)
             except (ImportError, RuntimeError, TypeError, ValueError) as error:
                 return f"it refuses: {str(error).splitlines()[0]}"
             oracle = Packed.of(rows, wide, device)

@@ -109,7 +109,8 @@ def accept(judged: Judged, draft_probs: Sequence[Sequence[Tensor]]) -> tuple[Ten
     drafted_MV = torch.stack([q_V.to(device) for row in draft_probs for q_V in (*row, nothing_V)])
     asked_M1 = judged.token_ids_M[:, None]
     p_M, q_M = probs_MV.gather(1, asked_M1)[:, 0], drafted_MV.gather(1, asked_M1)[:, 0]
-    rejected_M = judged.noise_M(Purpose.ACCEPTANCE) * q_M >= p_M
+    # So that what is no number is rejected, and seen.
+    rejected_M = ~(judged.noise_M(Purpose.ACCEPTANCE) * q_M < p_M)
     rejected_M[first_B + counts_B] = True
     kept_B = _first_true(rejected_M, first_B)
     stop_B = first_B + kept_B
