@@ -116,8 +116,27 @@ def test_flags_win_over_the_file_and_lists_are_replaced(
 
 
 @pytest.mark.parametrize(
+    ("text", "min_rows", "bias"),
+    [
+        ("llm_min_rows: auto\nlogit_bias: [[5, -1.5], [7, -2]]", "auto", [[5, -1.5], [7, -2.0]]),
+        ("llm_min_rows: 3", 3, []),
+    ],
+)
+def test_a_file_may_hold_what_has_several_types(
+    pair: list[str], tmp_path: Path, capsys: Capture, text: str, min_rows: str | int, bias: list
+) -> None:
+    config = write(tmp_path / "c.yaml", f"task: arithmetic\npolicy: slm\nnum: 1\nmax_tokens: 3\n{text}\n")
+    assert main(["evaluate", *pair, "--config", config, "--json"]) == 0
+    arguments = json.loads(capsys.readouterr().out)["provenance"]["arguments"]
+    assert arguments["engine"]["llm_min_rows"] == min_rows
+    assert arguments["sampling"]["logit_bias"] == bias
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("logit_bias: [[5]]", ["logit_bias", "2 values"]),
+        ("llm_min_rows: many", ["llm_min_rows", "auto"]),
         ("nun: 3", ["unknown key 'nun'", "num", "temperature", "slm"]),
         ("num: many", ["num", "'many'", "int"]),
         ("split: dev", ["split", "'dev'", "train, test"]),

@@ -151,7 +151,8 @@ def load_pair(
 def load_model(reference: str, device: str | Placement = "cpu", dtype: str = "float32") -> LoadedModel:
     """Load `embedded:NAME`, a local folder, or a hub id `org/name@revision`; safetensors only.
 
-    `device` is the name of a torch device or a `Placement`; `dtype` `auto` is the type that the checkpoint names.
+    `device` is the name of a torch device or a `Placement`; `dtype` `auto` is the type that the checkpoint names. On a CPU
+    bfloat16 weights are packed for inference: `packed_linear.unpack_linears` undoes it, before training or a change of dtype.
     """
     placement = device if isinstance(device, Placement) else Placement(device)
     folder = resolve_folder(reference)

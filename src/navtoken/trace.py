@@ -301,9 +301,15 @@ def _provenance_of(file: pq.ParquetFile) -> dict[str, Any]:
 def _identity(record: dict[str, Any], fixed: Sequence[str]) -> dict[str, Any]:
     arguments = record.get("arguments", {})
     # Through JSON, as what is on disk went: tuples become lists there, paths text.
-    return json.loads(
+    known = json.loads(
         _json({"fingerprints": record.get("fingerprints"), **{name: arguments.get(name) for name in fixed}})
     )
+    # An option that is off is as good as one that did not exist when the folder was written.
+    return {name: _without_off(value) if isinstance(value, dict) else value for name, value in known.items()}
+
+
+def _without_off(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value}
 
 
 def _keys(file: pq.ParquetFile) -> Iterator[Key]:

@@ -165,6 +165,6 @@ def test_blocks_are_copied_at_once() -> None:
     """A block may be given up and taken anew in one pass: what is copied is what stood there before."""
     cache = KVCache(4, 2, CPU)
     cache.write(0, torch.arange(8), torch.arange(8.0)[:, None, None], torch.arange(8.0)[:, None, None])
-    cache.copy_blocks([(1, 2), (0, 1)])
+    cache.copy_blocks([(0, 1), (1, 2)])
     assert cache.keys[0].flatten().tolist() == [0, 1, 0, 1, 2, 3, 6, 7]
     cache.copy_blocks([])

@@ -215,6 +215,23 @@ def test_roll_back_drops_tokens_from_sequence_caches_and_stream() -> None:
         assert row.response_ids[3:] == after.response_ids
 
 
+def test_the_model_that_took_tokens_back_goes_on_itself() -> None:
+    """Its last token is fed once more: without it, it could not say what comes next."""
+
+    @dataclass(frozen=True)
+    class Again(Hindsight):
+        def next_writer(self, state: dict) -> Writer:
+            return Writer.SLM
+
+    engine = FakeEngine(Again(), EngineOptions())
+    row = engine.add([1, 2], SamplingParams(ignore_eos=True), max_tokens=9)
+    twin = engine.add([1, 2], SamplingParams(ignore_eos=True), max_tokens=9, policy=make_policy("slm"))
+    list(engine.run())
+    assert row.ledger.rolled_back_tokens == 3
+    assert row.response_ids == twin.response_ids
+    assert row.ledger.slm.tokens == twin.ledger.slm.tokens + 3 + 1
+
+
 def test_tokens_that_may_be_taken_back_are_not_told_yet() -> None:
     engine = FakeEngine(Hindsight(), EngineOptions(max_rows=2))
     row = engine.add([1, 2, 3], SamplingParams(ignore_eos=True), max_tokens=9)

@@ -1,5 +1,7 @@
 """The ledger's counts of one feed, and the costs made of them, against sums done by hand."""
 
+from math import isnan
+
 import pytest
 
 from fake_engine import CARD
@@ -26,8 +28,23 @@ def test_every_fed_token_is_prefill_decode_or_catchup(start: int, end: int, expe
     assert count.read_tokens == end
 
 
+def test_a_part_of_a_row_that_is_fed_in_parts_predicts_nothing() -> None:
+    count = ModelLedger()
+    for start, end, num_logits in ((0, 4, 0), (4, 7, 0), (7, 9, 1)):
+        count.record(start, end, prompt_len=5, num_logits=num_logits)
+    assert (count.prefill_tokens, count.decode_tokens, count.catchup_tokens) == (5, 1, 3)
+    assert (count.head_tokens, count.row_passes, count.read_tokens) == (1, 3, 4 + 7 + 9)
+
+
 def a_ledger() -> Ledger:
-    ledger = Ledger(written=[87, 13], router_calls=100)
+    ledger = Ledger(
+        written=[87, 13],
+        router_calls=100,
+        verifications=4,
+        judged_drafts=12,
+        accepted_drafts=6,
+        fallback_tokens=2,
+    )
     ledger.slm.record(0, 10, 10, 1)
     ledger.slm.passes = 1
     ledger.llm.record(4, 12, 10, 1)
@@ -59,3 +76,6 @@ def test_a_ledger_survives_the_way_through_a_trace() -> None:
     assert again.written == [174, 26]
     assert again.llm.tokens == 2 * ledger.llm.tokens
     assert again.llm_share == ledger.llm_share
+    assert (again.verifications, again.judged_drafts, again.fallback_tokens) == (8, 24, 4)
+    assert ledger.acceptance_length == again.acceptance_length == 2.5
+    assert isnan(Ledger().acceptance_length)

@@ -127,12 +127,14 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         return _converted(value, get_args(hint)[0], where)
     if origin in (Union, types.UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return None if value is None else _converted(value, kinds[0], where)
+        return None if value is None else _first_that_fits(value, kinds, where)
     if origin is tuple:
-        return tuple(
-            _converted(item, get_args(hint)[0], where)
-            for item in (value if isinstance(value, list) else [value])
-        )
+        items, hints = value if isinstance(value, list) else [value], get_args(hint)
+        if hints[-1] is Ellipsis:
+            return tuple(_converted(item, hints[0], where) for item in items)
+        if len(items) != len(hints):
+            raise ConfigError(f"{where}: {value!r} does not fit; give {len(hints)} values")
+        return tuple(_converted(item, each, where) for item, each in zip(items, hints, strict=True))
     if origin is Literal and value in get_args(hint):
         return value
     if hint is Path and isinstance(value, str):
@@ -149,6 +151,15 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         return value
     wanted = f"one of {', '.join(map(str, get_args(hint)))}" if origin is Literal else hint.__name__
     raise ConfigError(f"{where}: {value!r} does not fit; give {wanted}")
+
+
+def _first_that_fits(value: Any, kinds: list[Any], where: str) -> Any:
+    for kind in kinds[:-1]:
+        try:
+            return _converted(value, kind, where)
+        except ConfigError:
+            continue
+    return _converted(value, kinds[-1], where)
 
 
 def _without_lists(options: Any) -> Any:

@@ -20,7 +20,6 @@ from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.generation import GenerationOptions, ModelOptions, ready_policy
 from navtoken.generation.calibration import needs_calibration
-from navtoken.generation.loop import response_text
 from navtoken.generation.options import FAMILIES
 from navtoken.policies import Policy, make_policy
 from navtoken.tasks import Problem, Task, load_task
@@ -190,7 +189,7 @@ def _result(
     problem: Problem | None,
     tokens: list[SolvedToken],
 ) -> dict[str, Any]:
-    text = response_text(pair.tokenizer, [token.token_id for token in tokens])
+    text = "".join(token.text for token in tokens)
     return {
         "prompt": problem.prompt if problem else options.prompt.strip(),
         "policy": policy.reference,

@@ -17,6 +17,10 @@ FIRST_SHARE, FIRST_WEIGHT = 0.13, 50.0
 """The share is taken to be R2R's until so many drafts have shown another."""
 MEMORY = 0.98
 """What a step leaves of the counts before it: the share follows the load."""
+MOST_WAIT = 256
+"""Engine steps that a parked row waits at most: its neighbours may never park."""
+MOST_PLANNED = 1024
+"""Rows up to which the planner is asked; more are planned as so many."""
 LEAST_SHARE = 1e-3
 """The planner divides by the share."""
 MARGIN = 1.03
@@ -35,7 +39,7 @@ class BatchingRule:
         """Has routing been found not to pay, and is the LLM to write everything?"""
         self._auto_min_rows: int | None = None
         self._num_drafts, self._num_parked = FIRST_WEIGHT, FIRST_SHARE * FIRST_WEIGHT
-        self._age = 0
+        self._age = self._num_waited = 0
 
     @property
     def share(self) -> float:
@@ -60,8 +64,13 @@ class BatchingRule:
         return self._auto_min_rows
 
     def due(self, num_parked: int, num_running: int) -> bool:
-        """Does the LLM run now? It does where nothing else is ready."""
-        return num_parked >= min(self.min_rows(num_running), num_running)
+        """Does the LLM run now? It does where nothing else is ready, and after `MOST_WAIT` steps at the latest.
+
+        `num_running` counts rows that may come to wait: those of policies without the LLM never do.
+        """
+        due = num_parked >= min(self.min_rows(num_running), num_running)
+        self._num_waited = 0 if due or not num_parked else self._num_waited + 1
+        return due or self._num_waited >= MOST_WAIT
 
     def plan(self, num_running: int) -> None:
         """Ask the planner again once in a while; called every step."""
@@ -80,7 +89,7 @@ class BatchingRule:
             # The SLM never ran on so few rows, and never will unless routing is tried.
             self.llm_writes_all = False
             return
-        workload = Workload(slm, llm, min(1.0, max(self.share, LEAST_SHARE)), num_running)
+        workload = Workload(slm, llm, min(1.0, max(self.share, LEAST_SHARE)), min(num_running, MOST_PLANNED))
         if self.options.llm_min_rows == "auto":
             self._auto_min_rows = best_min_rows(workload)
         if self.options.when_unprofitable == "llm":

@@ -1,7 +1,6 @@
 """How much KV cache there is: one budget for both models, dealt out so that each can hold the same number of tokens."""
 
-import os
-
+import psutil
 import torch
 
 from navtoken.checkpoints import LoadedModel, ModelPair
@@ -67,5 +66,7 @@ def block_size(loaded: LoadedModel) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that caches may take."""
     if device.type == "cuda":
-        return int(ACCELERATOR_PART * torch.cuda.mem_get_info(device)[0])
-    return int(CPU_PART * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        # What an engine before this one has left to torch is as good as free.
+        left = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(ACCELERATOR_PART * (torch.cuda.mem_get_info(device)[0] + left))
+    return int(CPU_PART * psutil.virtual_memory().available)

@@ -4,10 +4,12 @@ The core is synchronous: `add`, `abort`, `step`, `fork`, `reload_weights`. Servi
 calls it. Tokens stay as they were sampled: nothing is decoded and tokenised again.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from itertools import count
 from time import perf_counter
 
 import torch
@@ -38,6 +40,9 @@ from navtoken.engine.stopping import End
 from navtoken.engine.text import TextStream
 from navtoken.policies import Action, Policy, Writer
 
+FIRST_FORK = 1 << 32
+"""Sample numbers from here on are forks', so that they share no noise with samples of the same seed."""
+
 
 class Engine:
     """Decodes many sequences with a pair of models under one policy, or one for each."""
@@ -66,7 +71,9 @@ class Engine:
         eos = (pair.slm.eos_token_ids, pair.llm.eos_token_ids)
         self.outcomes = Outcomes(self.scheduler, self.rule, self.outbox, self.ledger, pair.tokenizer, eos)
         self._inboxes: dict[Sequence, deque[Event]] = {}
+        self._undelivered: list[Event] = []
         self._num_added = 0
+        self._fork_numbers = count(FIRST_FORK)
 
     def add(
         self,
@@ -81,19 +88,17 @@ class Engine:
     ) -> Sequence:
         """Queue a request; `max_tokens` None decodes up to the context, `policy` None takes the engine's.
 
-        With `text`, events carry what becomes readable. Requests with one `prefix` share its computation and its memory. Noise is keyed by (seed, sample, position, purpose): give
-        different prompts different seeds (`derive_seed`). Raises `PromptTooLongError`, and `OptionError` for a prompt
-        or limit that leaves nothing to do.
+        With `text`, events carry what becomes readable. Requests with one `prefix` share its computation and its
+        memory. Noise is keyed by (seed, sample, position, purpose): give different prompts different seeds
+        (`derive_seed`). Raises `PromptTooLongError`, and `OptionError` for a prompt or limit that leaves nothing to do
+        or that the KV caches cannot hold.
         """
         self._check_request(prompt_ids, sampling, max_tokens, seed)
         policy = self.policy if policy is None else self._ready(policy)
         context = min(self.pair[model].card.context for model in policy.models)
         max_len = context if max_tokens is None else min(context, len(prompt_ids) + max_tokens)
         check_prompt(len(prompt_ids), [self.pair[model] for model in policy.models])
-        if len(prompt_ids) >= self.memory.capacity:
-            raise OptionError(
-                f"the prompt has {len(prompt_ids)} tokens, the KV caches hold {self.memory.capacity}; give more cache_gib"
-            )
+        self._check_capacity(len(prompt_ids), max_tokens, max_len)
         sequence = Sequence(
             sequence_id=self._num_added,
             token_ids=list(prompt_ids),
@@ -140,7 +145,7 @@ class Engine:
         """Queue a sequence whose prompt is another's prompt, its first `num_response` response tokens and `tokens`.
 
         What the other has in its caches now is shared, not computed again, whatever becomes of the other. Defaults: the
-        whole response but for what the LLM has still to judge, nothing added, the next sample number.
+        whole response but for what the LLM has still to judge, nothing added, a sample number of its own.
         """
         certain = sequence.num_response - sequence.num_provisional
         shared = certain if num_response is None else num_response
@@ -154,7 +159,7 @@ class Engine:
             sequence.sampling,
             max_tokens,
             sequence.seed,
-            sequence.sample + 1 if sample is None else sample,
+            next(self._fork_numbers) if sample is None else sample,
             sequence.policy,
             sequence.text is not None,
         )
@@ -181,20 +186,29 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Is there anything left for `step` to do or to tell?"""
-        return self.scheduler.has_work or bool(self.outbox.events)
+        return self.scheduler.has_work or bool(self.outbox.events) or bool(self._undelivered)
+
+    def step(self) -> list[Event]:
+        """Run each model at most once; returns the tokens that became final and the sequences that ended.
+
+        Events of streamed requests go to their streams.
+        """
+        self._advance()
+        events, self._undelivered = self._undelivered, []
+        return events
 
     @torch.inference_mode()
-    def step(self) -> list[Event]:
-        """Run each model at most once; returns the tokens that became final and the sequences that ended."""
+    def _advance(self) -> None:
         for row in self.scheduler.admit():
             self.outcomes.resume(row)
         if ready := self.scheduler.ready():
             self._draft(ready)
-        parked, running = self.scheduler.parked(), self.scheduler.running
-        if parked and self.rule.due(len(parked), len(running)):
+        parked = self.scheduler.parked()
+        num_routed = sum(Writer.LLM in row.policy.models for row in self.scheduler.running)
+        if self.rule.due(len(parked), num_routed):
             self._write(parked)
-        self.rule.plan(len(running))
-        return self._deliver(self.outbox.drain())
+        self.rule.plan(num_routed)
+        self._deliver(self.outbox.drain())
 
     def run(self) -> Iterator[Event]:
         """Step until nothing is left."""
@@ -204,13 +218,16 @@ class Engine:
     def stream(self, sequence: Sequence) -> Iterator[Event]:
         """One request's events from now on, stepping all requests as needed; several streams may take turns."""
         # Not in the generator: that starts with the first `next`, when another stream may have stepped already.
-        return self._follow(sequence, self._inboxes.setdefault(sequence, deque()))
+        inbox = self._inboxes.setdefault(sequence, deque())
+        waiting, self._undelivered = self._undelivered, []
+        self._deliver(waiting)
+        return self._follow(sequence, inbox)
 
     def _follow(self, sequence: Sequence, inbox: deque[Event]) -> Iterator[Event]:
         try:
             while inbox or self.outbox.events or sequence.state is not State.FINISHED:
                 if not inbox:
-                    self.step()
+                    self._advance()
                     continue
                 event = inbox.popleft()
                 yield event
@@ -253,14 +270,25 @@ class Engine:
                 f"to {self.pair.vocab_size - 1}; encode with the pair's tokenizer"
             )
 
-    def _deliver(self, events: list[Event]) -> list[Event]:
-        """Events of streamed requests go to their streams; the others are returned."""
-        if not self._inboxes:
-            return events
+    def _check_capacity(self, prompt_len: int, max_tokens: int | None, max_len: int) -> None:
+        """A response is never cut off by what memory happens to be free: it is refused, or a person is told."""
+        capacity = self.memory.capacity
+        if prompt_len >= capacity or (max_tokens is not None and max_len > capacity):
+            raise OptionError(
+                f"prompt and response may take {max_len} tokens, the KV caches hold {capacity}; give more cache_gib, "
+                "or fewer max_tokens"
+            )
+        if max_len > capacity:
+            warnings.warn(
+                f"responses end at {capacity} tokens, which the KV caches hold, not at the context of {max_len}; give "
+                "more cache_gib, or max_tokens",
+                stacklevel=3,
+            )
+
+    def _deliver(self, events: list[Event]) -> None:
+        """Events of streamed requests go to their streams; the others wait for the next step."""
         for event in events:
-            if event.sequence in self._inboxes:
-                self._inboxes[event.sequence].append(event)
-        return [event for event in events if event.sequence not in self._inboxes]
+            self._inboxes.get(event.sequence, self._undelivered).append(event)
 
     def _draft(self, ready: list[Sequence]) -> None:
         """The SLM proposes the next token of each row, and its policy decides."""

@@ -64,7 +64,15 @@ def paged_kernel(loaded: LoadedModel, cache: KVCache) -> Kernel | None:
     """Flash attention where it works, the obvious version with a warning where it should; None lets tensors choose."""
     config: Any = text_config(loaded.model)
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if loaded.device.type != "cuda" or loaded.model.dtype not in HALF or capped:
+    if loaded.device.type != "cuda":
+        return None
+    if loaded.model.dtype not in HALF or capped:
+        why = "soft-caps its scores" if capped else f"is in {loaded.model.dtype}"
+        warnings.warn(
+            f"'{loaded.reference}' {why}: its attention is computed row by row, slowly and without CUDA graphs"
+            + ("" if capped else "; load it with --dtype bfloat16"),
+            stacklevel=2,
+        )
         return None
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

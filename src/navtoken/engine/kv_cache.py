@@ -29,7 +29,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.device = device
-        self.heads_first = device.type != "cuda" if heads_first is None else heads_first
+        self.heads_first = device.type == "cpu" if heads_first is None else heads_first
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from navtoken.engine.blocks import BlockPool, extend_table
+from navtoken.engine.options import OptionError
 from navtoken.engine.sequence import Sequence
 from navtoken.policies.base import Writer
 
@@ -18,6 +19,8 @@ class Prefix:
 
     length: int
     """Tokens in common."""
+    token_ids: list[int] = field(default_factory=list)
+    """Which those are: what the first row brings."""
     tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     """Per model, blocks that hold them."""
     cached_len: list[int] = field(default_factory=lambda: [0, 0])
@@ -39,7 +42,13 @@ class Memory:
         return min(pool.num_blocks * pool.block_size for pool in self.pools)
 
     def join(self, row: Sequence, prefix: Prefix) -> None:
-        """Let a row take, and donate to, a prefix."""
+        """Let a row take, and donate to, a prefix. Raises `OptionError` where it does not begin with it."""
+        tokens = row.token_ids[: prefix.length]
+        if len(tokens) < prefix.length or tokens != (prefix.token_ids or tokens):
+            raise OptionError(
+                f"the prompt does not begin with the {prefix.length} tokens of its prefix; give each prompt its own Prefix"
+            )
+        prefix.token_ids = tokens
         if prefix not in self.prefixes:
             self.prefixes.append(prefix)
         prefix.num_users += 1

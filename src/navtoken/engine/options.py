@@ -10,7 +10,11 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the engine batches and what it records. No option but `when_unprofitable` changes which tokens come out."""
+    """How the engine batches and what it records.
+
+    No option but `when_unprofitable` changes which tokens come out, except where two tokens are as good as equally
+    probable: other batches round differently, and `auto` batches by measured times.
+    """
 
     max_rows: int = 64
     """Rows decoded together; further sequences wait for a free row."""

@@ -31,9 +31,11 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Start waiting sequences while there are rows for them; returns those, still without a state to run in."""
-        admitted = []
+        admitted: list[Sequence] = []
+        num_claimed = 0
         while self.waiting and len(self.running) < self.options.max_rows:
-            if self.running and not self._has_room(self.waiting[0]):
+            num_claimed += self._num_lacking(self.waiting[0])
+            if self.running and any(pool.num_free < num_claimed for pool in self.memory.pools):
                 break
             sequence = self.waiting.popleft()
             sequence.is_running = True
@@ -121,7 +123,7 @@ class Scheduler:
         elif not self.memory.forget_prefixes():
             raise AssertionError("a row alone always fits: `add` cuts it off at what the cache holds")
 
-    def _has_room(self, row: Sequence) -> bool:
-        """Is there room for what the row must feed first?"""
+    def _num_lacking(self, row: Sequence) -> int:
+        """Blocks that a row needs for what it must feed first, and one to go on."""
         lacking = len(row.token_ids) - (min(row.prefix.cached_len) if row.prefix else 0)
-        return all(pool.num_free >= pool.blocks_for(lacking) + 1 for pool in self.memory.pools)
+        return 1 + max(pool.blocks_for(lacking) for pool in self.memory.pools)

@@ -175,10 +175,6 @@ class Sequence:
         """Response tokens written by the LLM / response tokens; 0 for an empty response."""
         return sum(token.writer for token in self.record.tokens) / max(1, self.num_response)
 
-    def pending_ids(self, model: Writer) -> list[int]:
-        """The tokens that `model` must be fed before it can predict the next one: at least one."""
-        return self.token_ids[self.cached_len[model] :]
-
     def commit(self, written: Written) -> None:
         """Append a token."""
         self.token_ids.append(written.token_id)

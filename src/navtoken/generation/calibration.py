@@ -84,5 +84,6 @@ def _key(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) 
         "prompts": asdict(options.prompts),
         "slm": pair.slm.fingerprint,
         "llm": pair.llm.fingerprint,
+        "dtypes": [str(loaded.model.dtype) for loaded in (pair.slm, pair.llm)],
     }
     return json.dumps(parts)

@@ -114,8 +114,16 @@ def _trace(engine: Engine, sequence: Sequence, flight: _Flight, options: Generat
 
 def response_text(tokenizer: Any, response_ids: list[int], stop_string: str | None = None) -> str:
     """The response as text, without special tokens and without the stop string that ended it."""
-    text: str = tokenizer.decode(response_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text if stop_string is None else text[: text.rfind(stop_string)]
+
+    def decode(ids: list[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    text = decode(response_ids)
+    if stop_string is None:
+        return text
+    # The one that the last token completed: `min_tokens` may have let earlier ones pass.
+    return text[: text.find(stop_string, max(0, len(decode(response_ids[:-1])) - len(stop_string) + 1))]
 
 
 def columns_of(record: Record) -> dict[str, np.ndarray]:

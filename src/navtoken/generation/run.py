@@ -24,7 +24,7 @@ from navtoken.provenance import provenance
 from navtoken.tasks import Task, load_task
 from navtoken.trace import Key, TraceWriter
 
-FIXED = ("seed", "split", "sampling", "prompts", "max_tokens", "dtype")
+FIXED = ("seed", "split", "sampling", "prompts", "max_tokens", "dtype", "llm_dtype")
 """Arguments that all traces of a folder share; the others may grow or change nothing in a trace."""
 ENDLESS_NUM = 100
 """Problems of a task without an end, where none are asked for."""
