@@ -7,9 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "embedded_pair"
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
 import embedded_pair
+import summary
 
 
 def test_the_table_is_the_committed_one():
@@ -22,6 +23,18 @@ def test_the_table_is_the_committed_one():
 def test_the_committed_table_follows_from_the_committed_rows():
     rows = json.loads((RESULTS / "table.json").read_text())["rows"]
     assert embedded_pair.markdown(rows) == (RESULTS / "table.md").read_text()
+
+
+def test_speeds_are_those_of_the_committed_results():
+    table = summary.markdown(summary.committed())
+    assert table == (summary.RESULTS / "summary.md").read_text()
+    shown = re.search(
+        r"<!-- benchmarks/results/summary.md -->\n(.*?)<!-- end -->",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )
+    assert shown is not None
+    assert shown[1].strip() == table.strip()
 
 
 def test_links_lead_somewhere():
