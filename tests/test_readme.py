@@ -10,6 +10,7 @@ RESULTS = ROOT / "experiments" / "embedded_pair"
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
 import embedded_pair
+
 import summary
 
 
