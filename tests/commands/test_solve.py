@@ -42,7 +42,7 @@ def test_the_answer_is_streamed_whole_with_legend_and_summary() -> None:
 def test_a_familys_question_is_judged(
     monkeypatch: pytest.MonkeyPatch, text: str, correct: bool, words: str
 ) -> None:
-    monkeypatch.setattr(solve, "response_text", lambda *_: text)
+    monkeypatch.setattr(solve, "answer_text", lambda *_: text)
     result, out = answer()
     assert result["correct"] is correct
     assert out.strip().endswith(words)

@@ -103,7 +103,7 @@ def test_of_rows_that_lack_one_prefix_the_oldest_goes_first() -> None:
 
 
 def test_the_youngest_rows_go_back_and_come_again_first() -> None:
-    scheduler = scheduler_of(num_blocks=8, max_rows=4)
+    scheduler = scheduler_of(num_blocks=12, max_rows=4)
     rows = [row_of(number, 2 * SIZE) for number in range(6)]
     admitted(scheduler, rows)
     assert [row.is_running for row in rows] == [True] * 4 + [False] * 2
@@ -111,9 +111,9 @@ def test_the_youngest_rows_go_back_and_come_again_first() -> None:
     assert len(secured) == 4
     for row, end in secured:
         row.cached_len[Writer.SLM] = end
-    rows[0].token_ids += [1] * SIZE * 3
-    secured, _ = scheduler.secure([(rows[0], 5 * SIZE)], Writer.SLM)
-    assert secured == [(rows[0], 5 * SIZE)]
+    rows[0].token_ids += [1] * SIZE * 7
+    secured, _ = scheduler.secure([(rows[0], 9 * SIZE)], Writer.SLM)
+    assert secured == [(rows[0], 9 * SIZE)]
     assert [row.sequence_id for row in scheduler.running] == [0, 1]
     assert [row.sequence_id for row in scheduler.waiting] == [2, 3, 4, 5]
     for row in rows[2:4]:
@@ -132,8 +132,7 @@ def test_a_row_that_is_itself_the_youngest_goes_back() -> None:
     secured, _ = scheduler.secure(scheduler.deal([young, old], Writer.LLM), Writer.LLM)
     assert secured == [(old, 3 * SIZE)]
     assert list(scheduler.waiting) == [young]
-    assert not scheduler._has_room(young)
-    assert scheduler.admit() == []
+    assert scheduler.admit() == [], "there is no room for it"
 
 
 def test_a_row_alone_takes_the_blocks_of_prefixes_that_wait() -> None:
@@ -157,7 +156,24 @@ def test_rows_are_admitted_first_come_first_served_while_they_fit() -> None:
     scheduler.secure(scheduler.deal(rows[:1], Writer.SLM), Writer.SLM)
     assert scheduler.admit() == [], "the short row must not overtake"
     scheduler.release(rows[0])
-    assert scheduler.admit()[0] is rows[1], "what is alone always starts"
+    assert scheduler.admit() == [rows[1]], "what is alone always starts, and claims its blocks"
+
+
+@pytest.mark.parametrize("name", ["slm", "llm", "speculative:4"])
+def test_samples_claim_no_blocks_for_the_prompt_that_they_share(name: str) -> None:
+    """Once it is computed for the models that run: room for the prompt twice is room for many samples."""
+    scheduler = scheduler_of(num_blocks=20, max_rows=9)
+    prefix, policy = Prefix(8 * SIZE), make_policy(name)
+    rows = [row_of(number, 8 * SIZE) for number in range(6)]
+    for row in rows:
+        row.policy = policy
+        scheduler.memory.join(row, prefix)
+    (first, second) = admitted(scheduler, rows)
+    for model in policy.models:
+        scheduler.secure([(first, 8 * SIZE)], model)
+        first.cached_len[model] = 8 * SIZE
+        scheduler.memory.donate(first, model)
+    assert scheduler.admit() == rows[2:]
 
 
 @pytest.mark.parametrize("running", [True, False])

@@ -181,6 +181,11 @@ def _policy(options: SolveOptions, pair: ModelPair, task: Task | None) -> Policy
     return ready_policy(options.policy, pair, source, wanted)
 
 
+def answer_text(tokens: list[SolvedToken]) -> str:
+    """The answer as it was streamed: without special tokens and without the stop string that ended it."""
+    return "".join(token.text for token in tokens)
+
+
 def _result(
     options: SolveOptions,
     pair: ModelPair,
@@ -189,7 +194,7 @@ def _result(
     problem: Problem | None,
     tokens: list[SolvedToken],
 ) -> dict[str, Any]:
-    text = "".join(token.text for token in tokens)
+    text = answer_text(tokens)
     return {
         "prompt": problem.prompt if problem else options.prompt.strip(),
         "policy": policy.reference,

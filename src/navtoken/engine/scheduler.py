@@ -125,5 +125,8 @@ class Scheduler:
 
     def _num_lacking(self, row: Sequence) -> int:
         """Blocks that a row needs for what it must feed first, and one to go on."""
-        lacking = len(row.token_ids) - (min(row.prefix.cached_len) if row.prefix else 0)
-        return 1 + max(pool.blocks_for(lacking) for pool in self.memory.pools)
+        lacking = []
+        for model in row.policy.models:
+            had = row.prefix.cached_len[model] if row.prefix else 0
+            lacking.append(self.memory.pools[model].blocks_for(len(row.token_ids) - had))
+        return 1 + max(lacking)
