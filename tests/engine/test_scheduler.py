@@ -168,7 +168,7 @@ def test_samples_claim_no_blocks_for_the_prompt_that_they_share(name: str) -> No
     for row in rows:
         row.policy = policy
         scheduler.memory.join(row, prefix)
-    (first, second) = admitted(scheduler, rows)
+    first, _ = admitted(scheduler, rows)
     for model in policy.models:
         scheduler.secure([(first, 8 * SIZE)], model)
         first.cached_len[model] = 8 * SIZE
