@@ -562,7 +562,8 @@ def test_each_model_gets_the_best_that_works(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         chosen = runners(EngineOptions())
-    assert len(told) == (2 if kernel is attend_gathered else 0)
+    fast = kernel is attend_varlen or loaded.device == CPU
+    assert len(told) == (0 if fast else 2), "a slow attention is told of, model by model"
     assert all(runner.kernel is kernel for runner in chosen)
     assert [isinstance(runner, GraphRunner) for runner in chosen] == [graphed] * 2
     if graphed:
