@@ -73,8 +73,9 @@ class EngineCandidate:
         return self.engine.rule.min_rows(self.engine.options.max_rows)
 
     def warm_up(self, load: Load, text: Text) -> None:
-        """A few short requests, so that code and memory are there."""
-        self.run(_small(load, self.engine.options.max_rows).requests(text, seed=-1 % 2**32))
+        """A few short requests, together and one alone, so that code and memory are there."""
+        for rows in (self.engine.options.max_rows, 1):
+            self.run(_small(load, rows).requests(text, seed=-1 % 2**32))
 
     def run(self, requests: Sequence[Request]) -> Run:
         before = self.engine.ledger.as_dict()

@@ -55,6 +55,8 @@ class Options:
     """Interleaved rounds."""
     llm_min_rows: str = "auto"
     """The batching rule of all rows but lockstep: `auto`, or how many rows must wait for the LLM."""
+    torch_compile: bool = False
+    """Run the engine's models through `torch.compile`, on a CPU."""
     threads: int = 0
     """Of torch; 0 leaves its own choice."""
     json: bool = False
@@ -189,6 +191,7 @@ def _candidate(point: Point, name: str) -> Candidate:
         llm_min_rows=1 if kind == "lockstep" else options.min_rows,
         when_unprofitable="llm" if kind == "fallback" else "route",
         cache_gib=cache_gib(point.bench.pair, point.load, point.rows),
+        torch_compile=options.torch_compile,
     )
     policy = f"random:{ROUTED[name]}" if name in ROUTED else name
     return EngineCandidate(point.bench.pair, policy, engine, temperature if name in SPECULATIVE else 0.0)

@@ -15,7 +15,9 @@ Packed layers are for inference. Weights change through `load_state_dict`, which
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +46,17 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out). Raises `PackedTrainingError` where a gradient would have to pass."""
+        if torch.compiler.is_compiling():
+            # A compiler cannot hold tensors of an opaque layout.
+            return torch.ops.navtoken.packed_linear(x, self._packed_number, self.out_features)
         if torch.is_grad_enabled() and x.requires_grad:
             raise PackedTrainingError(
                 "a gradient cannot pass weights that are packed for inference; call "
                 "navtoken.packed_linear.unpack_linears(model) before training"
             )
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
         if self.keep_dense and self._is_stale():
             self._pack()
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
@@ -71,6 +79,9 @@ class PackedLinear(nn.Module):
         )
 
     def _pack(self) -> None:
+        if not hasattr(self, "_packed_number"):
+            self._packed_number = next(_numbers)
+            _numbered[self._packed_number] = self
         # The op's hint of how many rows to expect makes no difference that could be measured (1 to 128).
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
         if self.keep_dense:
@@ -107,6 +118,15 @@ class PackedLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._pack()
+
+
+_numbers = count()
+_numbered: WeakValueDictionary[int, PackedLinear] = WeakValueDictionary()
+"""Layers by the number under which compiled models ask for them."""
+_operations = torch.library.Library("navtoken", "FRAGMENT")
+_operations.define("packed_linear(Tensor x, int number, int out_features) -> Tensor")
+_operations.impl("packed_linear", lambda x, number, _: _numbered[number]._multiply(x), "CPU")
+_operations.impl("packed_linear", lambda x, _, out: x.new_empty(*x.shape[:-1], out), "Meta")
 
 
 def can_pack(dtype: torch.dtype, device: torch.device | str) -> bool:

@@ -59,12 +59,28 @@ def paged_attention(
             "serve; give a model with plain, sliding-window or soft-capped attention"
         )
     layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.compiler.is_compiling():
+        # One operation for the compiler, which takes the pass from `paged`: it can neither hold nor look into it.
+        return torch.ops.navtoken.attend(query, key, value, layer, scale, sliding_window, softcap), None
+    return _attend(query, key, value, layer, scale, sliding_window, softcap, packed), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    packed: Packed,
+) -> Tensor:
+    """Store new keys and values, then attend."""
     places = packed.places(key.shape[1]) if packed.cache.heads_first else packed.places_T
     packed.cache.write(layer, places, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    query_TQH = query[0].transpose(0, 1)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     kernel = packed.kernel or kernel_for(query, softcap)
-    return kernel(query_TQH, layer, packed, scale, sliding_window, softcap)[None], None
+    return kernel(query[0].transpose(0, 1), layer, packed, scale, window, softcap)[None]
 
 
 def kernel_for(query: Tensor, softcap: float | None) -> Kernel:
@@ -143,14 +159,44 @@ def attend_gathered(
 
 
 @contextmanager
-def paged(config: Any) -> Iterator[None]:
-    """Let a model attend through `paged_attention` for a while; its own attention is untouched afterwards."""
+def paged(config: Any, packed: Packed) -> Iterator[None]:
+    """Let a model attend through `paged_attention` for a pass; its own attention is untouched afterwards."""
     previous = config._attn_implementation
     config._attn_implementation = NAME
+    _running.append(packed)
     try:
         yield
     finally:
+        _running.pop()
         config._attn_implementation = previous
 
 
+_running: list[Packed] = []
+"""The pass that runs now, for compiled models."""
+
+
+def _attend_running(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layer: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    # Contiguous, as the compiler was told.
+    return _attend(query, key, value, layer, scale, window, softcap, _running[-1]).contiguous()
+
+
+def _attend_shape(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Tensor:
+    """What the compiler must know: (1, T, Q, H) of values."""
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
+
+
 AttentionInterface.register(NAME, paged_attention)
+_operations = torch.library.Library("navtoken", "FRAGMENT")
+_operations.define(
+    "attend(Tensor query, Tensor key, Tensor value, int layer, float scale, int? window, float? softcap) -> Tensor"
+)
+_operations.impl("attend", _attend_running, "CPU")
+_operations.impl("attend", _attend_shape, "Meta")

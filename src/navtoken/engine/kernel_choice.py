@@ -13,6 +13,7 @@ import torch
 
 from navtoken.checkpoints import LoadedModel, ModelPair
 from navtoken.engine.attention import Kernel, attend_gathered, attend_varlen
+from navtoken.engine.compiled import CompiledDecoder
 from navtoken.engine.graphs import Capture, CudaCapture, GraphRunner
 from navtoken.engine.judging import Sampling
 from navtoken.engine.kv_cache import KVCache
@@ -57,7 +58,8 @@ def _make_runner(
             captures[loaded.device] = CudaCapture(loaded.device)
         capture = captures[loaded.device]
         return GraphRunner(model, ledger, loaded, size, cache, kernel, sampling, capture)
-    return ModelRunner(model, ledger, loaded, size, cache, kernel)
+    compiled = CompiledDecoder(loaded) if options.torch_compile else None
+    return ModelRunner(model, ledger, loaded, size, cache, kernel, compiled)
 
 
 def paged_kernel(loaded: LoadedModel, cache: KVCache) -> Kernel | None:

@@ -54,7 +54,9 @@ class Order(NamedTuple):
     place_E: Tensor
     """Where the pair stands in the padded (R, P); any place for blocks that are nobody's."""
     padded_RP: Tensor
-    """The pair at each padded place; the first where the row has no more blocks."""
+    """The pair at each padded place; any pair where the row has no more blocks."""
+    absent_RP1: Tensor
+    """Which padded places are such."""
     runs: list[tuple[int, int, int]]
     """Stretches of neighbouring blocks, read as one view: (first pair, first block, how many)."""
     in_place: bool
@@ -65,8 +67,9 @@ class Pairs(NamedTuple):
     """A group's rows and the blocks that each of them reads: what one batched product works on."""
 
     order: Order
-    hidden_R1NS: Tensor
-    """What each query must not see, S = P * L positions from the row's first block on."""
+    hidden: Tensor
+    """What each query must not see: (R, 1, N, P * L) from the row's first block on where the order of pairs is that of the
+    padded places, else (E, 1, 1, N, L)."""
 
 
 @dataclass
@@ -130,19 +133,27 @@ class Group:
         )
         order = by_block(tables, self.cache.max_gap, self.cache.num_blocks)
         most = order.padded_RP.shape[1]
-        offsets_R11 = torch.tensor(first_block)[:, None, None] * size
-        positions_R1S = offsets_R11 + torch.arange(most * size)
-        queries_RN1 = self._positions_RN[:, :, None]
-        hidden_RNS = positions_R1S > queries_RN1
-        if window is not None:
-            hidden_RNS |= positions_R1S <= queries_RN1 - window
-        return Pairs(order, hidden_RNS[:, None])
+        first_R, queries_RN1 = torch.tensor(first_block), self._positions_RN[:, :, None]
+        if order.in_place:
+            positions_R1S = first_R[:, None, None] * size + torch.arange(most * size)
+            return Pairs(order, _hidden(positions_R1S, queries_RN1, window)[:, None])
+        blocks_E = first_R[order.asker_E] + order.place_E % most
+        positions_E1L = blocks_E[:, None, None] * size + torch.arange(size)
+        return Pairs(order, _hidden(positions_E1L, queries_RN1[order.asker_E], window)[:, None, None])
 
     @cached_property
     def _positions_RN(self) -> Tensor:
         return torch.tensor(
             [[min(feed.start + index, feed.end - 1) for index in range(self.num_new)] for feed in self.feeds]
         )
+
+
+def _hidden(positions: Tensor, queries: Tensor, window: int | None) -> Tensor:
+    """Which positions lie after a query, or before its window."""
+    hidden = positions > queries
+    if window is not None:
+        hidden |= positions <= queries - window
+    return hidden
 
 
 @lru_cache(maxsize=64)
@@ -182,6 +193,7 @@ def by_block(tables: tuple[tuple[int, ...], ...], max_gap: int, num_blocks: int)
         asker_E=torch.from_numpy(np.minimum(owner_E, len(tables) - 1)),
         place_E=torch.from_numpy(place_E),
         padded_RP=torch.from_numpy(padded_RP),
+        absent_RP1=torch.from_numpy(np.arange(most) >= counts[:, None])[:, :, None],
         runs=runs,
         in_place=np.array_equal(place_E, np.arange(len(tables) * most)) and len(owner_E) == len(pair),
     )

@@ -8,7 +8,7 @@ Shapes: M positions at which logits were asked for, V vocabulary of the pair, D 
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from navtoken.checkpoints import LoadedModel
 from navtoken.engine.attention import Kernel, paged
+from navtoken.engine.compiled import CompiledDecoder
 from navtoken.engine.evidence import Judgement
 from navtoken.engine.kv_cache import KVCache
 from navtoken.engine.ledger import Ledger
@@ -98,13 +99,15 @@ class ModelRunner(Runner):
         vocab_size: int,
         cache: KVCache,
         kernel: Kernel | None = None,
+        compiled: CompiledDecoder | None = None,
     ) -> None:
-        """`kernel` None lets every call of attention choose by its tensors."""
+        """`kernel` None lets every call of attention choose by its tensors; `compiled` None runs the model as it is."""
         super().__init__(model, ledger)
         self.loaded = loaded
         self.vocab_size = vocab_size
         self.cache = cache
         self.kernel = kernel
+        self.compiled = compiled
 
     @torch.inference_mode()
     def forward(self, feeds: Seq[Feed], copies: Seq[tuple[int, int]]) -> Extension:
@@ -116,7 +119,8 @@ class ModelRunner(Runner):
     def compute(self, packed: Packed) -> Extension:
         """One forward of the model: tensors in, tensors out."""
         model = self.loaded.model
-        with paged(text_config(model)), _head_input(model) as captured:
+        fused = self.compiled.in_use() if self.compiled else nullcontext()
+        with paged(text_config(model), packed), _head_input(model) as captured, fused:
             output = model(
                 input_ids=packed.token_ids_T[None],
                 position_ids=packed.positions_T[None],
