@@ -28,7 +28,11 @@ def markdown(results: list[dict[str, Any]]) -> str:
 def committed() -> list[dict[str, Any]]:
     """Results of `decode.py`, by pair and concurrency."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("decode-*.json")]
-    return sorted(found, key=lambda result: (result["pair"]["name"], result["points"][0]["concurrency"]))
+    return sorted(found, key=_place)
+
+
+def _place(result: dict[str, Any]) -> tuple[str, int, str]:
+    return result["pair"]["name"], result["points"][0]["concurrency"], result["provenance"]["created"]
 
 
 def _line(pair: str, point: dict[str, Any]) -> str:
@@ -42,8 +46,9 @@ def _line(pair: str, point: dict[str, Any]) -> str:
     def fraction(name: str) -> str:
         return f"{rows[name]['roofline_fraction']:.2f}" if name in rows else ""
 
+    compiled = ", compiled" if rows["llm"]["settings"].get("torch_compile") else ""
     cells = (
-        f"{pair}, {point['concurrency']}",
+        f"{pair}, {point['concurrency']}{compiled}",
         f"{speeds['llm']:.3g}" if speeds["llm"] < 1000 else f"{speeds['llm']:.0f}",
         fraction("llm"),
         ratio("llm", "generate"),
