@@ -11,6 +11,7 @@ CUDA has graphs instead (`graphs`).
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,10 @@ class CompiledDecoder:
             raise OptionError(
                 f"torch_compile is for plain weights that lie whole on the CPU, which those of '{loaded.reference}' do "
                 "not; leave it out"
+            )
+        if "isolate_recompiles" not in signature(torch.compile).parameters:
+            raise OptionError(
+                f"torch_compile needs torch 2.13, and this is {torch.__version__}; update it, or leave it out"
             )
         _check_compiler()
         decoder = loaded.model.get_decoder()
