@@ -3,13 +3,20 @@ import re
 import pytest
 
 from navtoken.report import (
+    BarsSection,
+    CloudSection,
     Column,
+    Curve,
+    CurvesSection,
     HistogramSection,
     Page,
+    PanelsSection,
     ScatterPoint,
     ScatterSection,
     TableSection,
     TextSection,
+    TokenRow,
+    TokenTableSection,
     TracesSection,
     build_page,
     render_page,
@@ -29,6 +36,9 @@ def page(make_trace, decode):
         ScatterSection(
             "Scatter", {"sums": [ScatterPoint("slm", 0.0, 0.2, 0.03), ScatterPoint("llm", 1.0, 0.9)]}
         ),
+        CurvesSection("Curves", [Curve("a", [0, 1], [0, 1]), Curve("b", [0, 1], [1, 1])], "x", "y"),
+        PanelsSection("Panels", [BarsSection("Bars", [("a", 1.0, 0.5, 1.5)], "y", "")]),
+        TokenTableSection("Tokens", [TokenRow(" so", 3, 1.5, [("a", " so", "b")])]),
         TracesSection("Traces", [make_trace(), make_trace(policy="slm", correct=False)], decode),
     ]
     return Page("Title", "Intro.", sections, {"git": "abc", "arguments": {"seed": 3}})
@@ -68,6 +78,13 @@ def test_hostile_text_stays_text_everywhere(make_trace, parse):
             ScatterSection(
                 HOSTILE, {HOSTILE: [ScatterPoint(HOSTILE, 0.1, 0.1, 0.1)]}, HOSTILE, HOSTILE, HOSTILE
             ),
+            CurvesSection(
+                HOSTILE, [Curve(HOSTILE, [0], [1]), Curve(HOSTILE, [0], [1])], HOSTILE, HOSTILE, HOSTILE
+            ),
+            PanelsSection(
+                HOSTILE, [BarsSection(HOSTILE, [(HOSTILE, 1.0, None, None)], HOSTILE, HOSTILE)], HOSTILE
+            ),
+            TokenTableSection(HOSTILE, [TokenRow(HOSTILE, 1, 1.0, [(HOSTILE, HOSTILE, HOSTILE)])], HOSTILE),
             TracesSection(HOSTILE, [trace], lambda ids: HOSTILE * len(ids), HOSTILE),
         ],
         {HOSTILE: HOSTILE},
@@ -79,6 +96,13 @@ def test_hostile_text_stays_text_everywhere(make_trace, parse):
     assert len(parsed.find("script")) == 2
     assert not any(name.startswith("on") for _, attributes, _ in parsed.elements for name in attributes)
     assert parsed.data()["responses"][0]["policy"] == HOSTILE
+
+
+def test_hostile_words_of_a_cloud_stay_text(parse):
+    pytest.importorskip("wordcloud")
+    html = CloudSection(HOSTILE, [(HOSTILE, 1.0), ("<script>", 2.0)], HOSTILE).html("s")
+    assert "<img" not in html and "<script" not in html
+    parse(html)
 
 
 def test_same_input_same_bytes_and_no_half_file(page, tmp_path):

@@ -8,12 +8,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from textwrap import wrap
 from typing import Protocol
 
 from navtoken.report.markup import Html, ReportError, element, escape, write_whole
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 44
 """Room around the plot, in SVG units."""
+LINE = 14
+"""Height of a further line of an axis's name."""
+
+MARKERS = (
+    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
+    "M-4.5,-4.5h9v9h-9z",
+    "M0,-5.5L5.5,4.5H-5.5z",
+    "M0,-6L6,0L0,6L-6,0z",
+    "M0,5.5L5.5,-4.5H-5.5z",
+    "M-1.8,-5.5h3.6v3.7h3.7v3.6h-3.7v3.7h-3.6v-3.7h-3.7v-3.6h3.7z",
+)
+"""Marker of a series beside its colour, centred on 0."""
+
+_HEADING_CHAR = 8.4
+"""Width of a character of a heading, in SVG units."""
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -51,8 +68,11 @@ class Drawn(Protocol):
     def figures(self) -> list[Figure]: ...
 
 
-def write_svg(section: Drawn, path: str | Path, columns: int = 3) -> Path:
-    """Write a section's figures, side by side in `columns`, as one standalone SVG that follows light and dark."""
+def write_svg(section: Drawn, path: str | Path, columns: int = 3, heading: bool = False) -> Path:
+    """Write a section's figures, side by side in `columns`, as one standalone SVG that follows light and dark.
+
+    `heading` writes the section's title over them.
+    """
     figures = section.figures()
     if not figures:
         raise ReportError(f"'{section.title}' has no figure to write; give it data")
@@ -60,16 +80,20 @@ def write_svg(section: Drawn, path: str | Path, columns: int = 3) -> Path:
     width, height = max(f.width for f in figures), max(f.height for f in figures)
     rows = math.ceil(len(figures) / columns)
     style = (files("navtoken.report") / "assets" / "figure.css").read_text(encoding="utf-8")
-    parts = [f.nested(i % columns * width, i // columns * height) for i, f in enumerate(figures)]
+    lines = wrap(section.title, int(columns * width / _HEADING_CHAR)) if heading else []
+    top = 22 * len(lines)
+    words = "".join(text(line, 4, 17 + 22 * i, "heading") for i, line in enumerate(lines))
+    parts = [f.nested(i % columns * width, top + i // columns * height) for i, f in enumerate(figures)]
     svg = element(
         "svg",
         element("title", escape(section.title)),
         element("style", style),
+        words,
         *parts,
         xmlns="http://www.w3.org/2000/svg",
         width=columns * width,
-        height=rows * height,
-        viewBox=f"0 0 {columns * width} {rows * height}",
+        height=top + rows * height,
+        viewBox=f"0 0 {columns * width} {top + rows * height}",
         role="img",
     )
     return write_whole(path, svg + "\n")
@@ -84,8 +108,17 @@ class Scale:
     start: float
     end: float
     log: bool = False
+    zero: float | None = None
+    """Where 0 stands beside a logarithmic scale, if anywhere."""
+
+    @property
+    def left(self) -> float:
+        """Where the axis begins."""
+        return self.start if self.zero is None else self.zero
 
     def __call__(self, value: float) -> float:
+        if self.zero is not None and value <= 0:
+            return self.zero
         low, high, at = self.low, self.high, value
         if self.log:
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
@@ -111,19 +144,66 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(first, last + 1)]
 
 
+def nice_range(low: float, high: float) -> tuple[float, float]:
+    """Round ends around [low, high]; 0 is one of them where it is near."""
+    if 0 < low < 0.6 * high:
+        low = 0.0
+    elif 0 > high > 0.6 * low:
+        high = 0.0
+    step = max(nice_step((high - low) or abs(high) or 1.0, 6), 1e-9)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return round(first * step, 10), round(max(last, first + 1) * step, 10)
+
+
+def tick_text(value: float) -> str:
+    """A number beside an axis: few digits, powers of ten where it is tiny."""
+    if value and abs(value) < 1e-3:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        factor = f"{value / 10.0**power:.3g}"
+        return ("" if factor == "1" else f"{factor}·") + "10" + str(power).translate(_SUPERSCRIPT)
+    return f"{value:,.6g}"
+
+
+def text_width(content: str, bold: bool = False) -> float:
+    """About how wide a line of text is, in SVG units: in a wide font, rather too much than too little."""
+    return (8.2 if bold else 6.8) * len(content)
+
+
+def label_lines(label: str, width: float) -> list[str]:
+    """An axis's name in lines of about the same length that fit `width`."""
+    longest = max(20, int(width / 6.1))
+    num_lines = len(wrap(label, longest))
+    balanced = wrap(label, min(longest, len(label) // max(1, num_lines) + 8))
+    return balanced if len(balanced) == num_lines else wrap(label, longest) or [""]
+
+
+def label_width(x: Scale) -> float:
+    """How wide the name of a horizontal axis may be: it stands under the middle of the plot and may reach beyond it."""
+    return min(x.end - x.left + 80, 385)
+
+
 def axes(
     x: Scale, y: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> Html:
-    """Grid, tick labels and axis names for a plot between the two scales."""
-    parts = []
+    """Grid, tick labels and axis names for a plot between the two scales; a long `x_label` takes several lines."""
+    left = x.left
+    parts, free = [], -math.inf
     for tick in y_ticks:
-        parts.append(element("line", class_="grid", x1=x.start, x2=x.end, y1=y(tick), y2=y(tick)))
-        parts.append(text(f"{tick:,.6g}", x.start - 7, y(tick) + 4, "tick", "end"))
-    parts.append(element("line", class_="axis", x1=x.start, x2=x.end, y1=y.start, y2=y.start))
+        parts.append(element("line", class_="grid", x1=left, x2=x.end, y1=y(tick), y2=y(tick)))
+        parts.append(text(tick_text(tick), left - 7, y(tick) + 4, "tick", "end"))
+    parts.append(element("line", class_="axis", x1=left, x2=x.end, y1=y.start, y2=y.start))
+    if x.zero is not None:
+        middle = (left + x.start) / 2
+        parts.append(element("rect", class_="gap", x=middle - 3, y=y.start - 4, width=6, height=8))
     for tick in x_ticks:
         parts.append(element("line", class_="axis", x1=x(tick), x2=x(tick), y1=y.start, y2=y.start + 4))
-        parts.append(text(f"{tick:,.6g}", x(tick), y.start + 17, "tick", "middle"))
-    parts.append(text(x_label, (x.start + x.end) / 2, y.start + 36, "label", "middle"))
+        half = text_width(tick_text(tick)) / 2
+        # Neighbours that would run into each other keep their tick but share a number.
+        if x(tick) - half >= free:
+            parts.append(text(tick_text(tick), x(tick), y.start + 17, "tick", "middle"))
+            free = x(tick) + half + 2
+    for i, line in enumerate(label_lines(x_label, label_width(x))):
+        parts.append(text(line, (left + x.end) / 2, y.start + 36 + LINE * i, "label", "middle"))
     parts.append(text(y_label, 4, 14, "label", "start"))
     return "".join(parts)
 

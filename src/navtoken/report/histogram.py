@@ -24,6 +24,7 @@ from navtoken.report.figure import (
     text,
 )
 from navtoken.report.markup import Html, ReportError, each, element, escape
+from navtoken.report.table import folded_table
 
 _FLOOR = 0.6
 """Bottom of the logarithmic axis: a bin with one token still shows."""
@@ -207,28 +208,8 @@ class HistogramSection:
         return large + (element("div", small, class_="panels") if panels else "")
 
     def _counts(self) -> Html:
-        head = element(
-            "tr",
-            *(element("th", label, scope="col", class_="num") for label in ("from (nats)", "to", "tokens")),
-        )
         bins = zip(self.pooled.edges, self.pooled.edges[1:], self.pooled.counts, strict=False)
-        rows = each(
-            bins,
-            lambda row: element(
-                "tr",
-                *(
-                    element("td", f"{cell:,.6g}" if isinstance(cell, float) else f"{cell:,}", class_="num")
-                    for cell in row
-                ),
-            ),
-        )
-        table = element("table", element("thead", head), element("tbody", rows))
-        return element(
-            "details",
-            element("summary", "Counts as a table"),
-            element("div", table, class_="scroll"),
-            class_="counts",
-        )
+        return folded_table("Counts as a table", ("from (nats)", "to", "tokens"), list(bins))
 
 
 def nice_edges(high: float, bins: int = 40) -> list[float]:

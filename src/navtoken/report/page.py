@@ -98,18 +98,23 @@ def _section(section: Section, anchor: str) -> Html:
 
 def _header(page: Page, anchors: list[str]) -> Html:
     parts = [element("h1", escape(page.title)), element("div", paragraphs(page.intro), class_="intro")]
+    folds = []
+    # Folded, so that the first section shows at once, on a phone too.
     if len(anchors) > 2:
         links = "".join(
             element("li", element("a", escape(section.title), href=f"#{anchor}"))
             for section, anchor in zip(page.sections, anchors, strict=True)
         )
-        parts.append(element("nav", element("ul", links), aria_label="Contents"))
+        contents = element("details", element("summary", "Contents"), element("ul", links))
+        folds.append(element("nav", contents, aria_label="Contents"))
     if page.provenance:
         rows = each(
             _flat(page.provenance), lambda row: element("dt", escape(row[0])) + element("dd", escape(row[1]))
         )
         summary = element("summary", "Where these numbers come from")
-        parts.append(element("details", summary, element("dl", rows), class_="provenance"))
+        folds.append(element("details", summary, element("dl", rows), class_="provenance"))
+    if folds:
+        parts.append(element("div", *folds, class_="folds"))
     return element("header", *parts)
 
 

@@ -77,6 +77,16 @@ def visible(text: str) -> list[Segment]:
     return segments
 
 
+def token_text(token: str) -> str:
+    """A token's text on one line outside its context: the spaces around it and everything invisible spelled out."""
+    shown = "".join(segment.shown for segment in visible(token))
+    inner = shown.strip(" ")
+    if not inner:
+        return "␣" * len(shown) or "⟨⟩"
+    before = len(shown) - len(shown.lstrip(" "))
+    return "␣" * before + inner + "␣" * (len(shown) - before - len(inner))
+
+
 def byte_level_decode(tokenizer: Any) -> Decode:
     """A `Decode` that gives the exact bytes of a byte-level BPE tokenizer (Qwen, Llama 3, GPT-2).
 

@@ -1,11 +1,11 @@
-"""Responses as HTML: their text in spans that show writer and entropy, those to one problem side by side."""
+"""Responses as HTML: their text in spans that show writer and shade, those to one problem side by side."""
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
 
 from navtoken.report.markup import Html, each, element, escape
 from navtoken.report.pieces import Segment, visible
+from navtoken.report.shading import Shading
 from navtoken.report.tokens import LLM, TokenView
 
 _BADGES = {"right": "✓ right", "wrong": "✗ wrong", "unjudged": "not judged"}
@@ -13,22 +13,23 @@ _ENDINGS = {"length": "cut at the length limit", "abort": "aborted"}
 _LEAVES = "Up to here this response is the same as a right one to this problem; from here on it is unlike all of them."
 
 
-def problems(views: Sequence[TokenView], scale: float) -> Html:
+def problems(views: Sequence[TokenView], shading: Shading | None) -> Html:
+    """Every problem with its responses; `shading` is the one that the page opens with."""
     numbered = list(enumerate(views))
     groups = [
         list(group)
         for _, group in groupby(numbered, lambda pair: (pair[1].trace.task, str(pair[1].trace.problem_id)))
     ]
-    return each(groups, lambda group: _problem(group, scale))
+    return each(groups, lambda group: _problem(group, shading))
 
 
-def _problem(group: list[tuple[int, TokenView]], scale: float) -> Html:
+def _problem(group: list[tuple[int, TokenView]], shading: Shading | None) -> Html:
     first = group[0][1].trace
     verdicts = {v.judged for _, v in group} - {"unjudged"}
     heading = element("h3", escape(first.task), " ", element("small", f"problem {escape(first.problem_id)}"))
     prompt = element("p", each(visible(first.prompt), _prompt_segment), class_="prompt")
     views = [v for _, v in group]
-    cards = "".join(_response(number, v, _leaves(v, views), scale) for number, v in group)
+    cards = "".join(_response(number, v, _name(v, views), _leaves(v, views), shading) for number, v in group)
     return element(
         "article",
         heading,
@@ -62,35 +63,44 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((index for index, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _response(number: int, v: TokenView, leaves: int | None, scale: float) -> Html:
+def _name(v: TokenView, group: Sequence[TokenView]) -> str:
+    """The policy, and which sample where it answered the problem more than once."""
+    several = sum(other.trace.policy == v.trace.policy for other in group) > 1
+    return f"{v.trace.policy}, sample {v.trace.sample + 1}" if several else v.trace.policy
+
+
+def _response(number: int, v: TokenView, name: str, leaves: int | None, shading: Shading | None) -> Html:
     badge = element("span", _BADGES[v.judged], class_=f"badge {v.judged}")
     header = element(
         "header",
-        element("h4", escape(v.trace.policy)),
+        element("h4", escape(name)),
         badge,
         element("p", escape(_facts(v)), class_="facts"),
     )
-    spans = "".join(_token(v, index, index == leaves, scale) for index in range(len(v.pieces)))
+    values = v.shades.get(shading.name, []) if shading else []
+    shades = [(shading.strength(value), shading.stands_out(value)) for value in values] if shading else []
+    shades = shades or [(0.0, False)] * len(v.pieces)
+    spans = "".join(_token(v, index, index == leaves, *shades[index]) for index in range(len(v.pieces)))
     text = element(
         "p",
         spans,
         class_="tokens",
         data_response=number,
         role="group",
-        aria_label=f"response of {v.trace.policy}",
+        aria_label=f"response of {name}",
     )
     hidden = v.num_tokens - len(v.pieces)
     more = element("p", f"… {hidden:,} more tokens not shown", class_="facts") if hidden else ""
     classes = "response all-llm" if v.writer and all(writer == LLM for writer in v.writer) else "response"
     attributes = {"data_policy": v.trace.policy, "data_outcome": v.judged}
-    return element("section", header, _strip(v, scale), text, more, class_=classes, **attributes)
+    return element("section", header, _strip(v, shades), text, more, class_=classes, **attributes)
 
 
 def _facts(v: TokenView) -> str:
     writers = [int(writer) for writer in v.trace.writer]
     total, llm = len(writers), sum(writer == LLM for writer in writers)
     facts = [f"{total:,} tokens"]
-    if total:
+    if 0 < llm < total:
         facts.append(f"{llm:,} by the LLM ({llm / total:.1%})")
     changed = sum(
         draft is not None and writer == LLM for draft, writer in zip(v.drafts, v.writer, strict=True)
@@ -102,14 +112,15 @@ def _facts(v: TokenView) -> str:
     return ", ".join(facts)
 
 
-def _token(v: TokenView, index: int, leaves: bool, scale: float) -> Html:
+def _token(v: TokenView, index: int, leaves: bool, shade: float, stands_out: bool) -> Html:
     by_llm = v.writer[index] == LLM
     piece, draft = v.pieces[index], v.drafts[index] if by_llm else None
     classes = ["t", "llm" if by_llm else "slm"]
     if piece and not piece.strip(" "):
         classes.append("sp")
+    if stands_out:
+        classes.append("fork")
     struck = element("del", escape(draft), class_="draft") if draft is not None else ""
-    shade = 0.0 if math.isnan(v.entropy[index]) else min(1.0, v.entropy[index] / scale)
     content = each(visible(piece), _segment) if piece else element("i", escape(v.shown[index]), class_="ws")
     token = element(
         "span",
@@ -129,17 +140,19 @@ def _segment(segment: Segment) -> Html:
     return element("i", shown, class_="ws") + ("\n" if kind == "newline" else "")
 
 
-def _strip(v: TokenView, scale: float) -> Html:
-    """The response at a glance: entropies as bars upward, the LLM's tokens as ticks below."""
+def _strip(v: TokenView, shades: Sequence[tuple[float, bool]]) -> Html:
+    """The response at a glance: shades as bars upward, the LLM's tokens as ticks below where the SLM wrote some too."""
     count = max(1, len(v.pieces))
-    bars, ticks = [], []
-    for index, entropy in enumerate(v.entropy):
-        if not math.isnan(entropy) and entropy >= 0.05 * scale:
-            bars.append(f"M{index},20v-{20 * min(1.0, entropy / scale):.1f}h.9V20z")
-        if v.writer[index] == LLM:
-            ticks.append(f"M{index},23h1v7h-1z")
-    paths = element("path", d="".join(bars), class_="bars") + element(
-        "path", d="".join(ticks), class_="ticks"
+    bars: dict[bool, list[str]] = {False: [], True: []}
+    for index, (shade, stands_out) in enumerate(shades):
+        if shade >= 0.05:
+            bars[stands_out].append(f"M{index},20v-{20 * shade:.1f}h.9V20z")
+    mixed = len(set(v.writer)) > 1
+    ticks = [f"M{index},23h1v7h-1z" for index, writer in enumerate(v.writer) if mixed and writer == LLM]
+    paths = (
+        element("path", d="".join(bars[False]), class_="bars")
+        + element("path", d="".join(bars[True]), class_="bars forks")
+        + element("path", d="".join(ticks), class_="ticks")
     )
     return element(
         "svg",

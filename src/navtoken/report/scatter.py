@@ -4,18 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from navtoken.report.figure import BOTTOM, LEFT, RIGHT, TOP, Figure, Scale, axes, linear_ticks, text
+from navtoken.report.figure import BOTTOM, LEFT, MARKERS, RIGHT, TOP, Figure, Scale, axes, linear_ticks, text
 from navtoken.report.markup import Html, ReportError, each, element, escape
-
-_SHAPES = (
-    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
-    "M-4.5,-4.5h9v9h-9z",
-    "M0,-5.5L5.5,4.5H-5.5z",
-    "M0,-6L6,0L0,6L-6,0z",
-    "M0,5.5L5.5,-4.5H-5.5z",
-    "M-1.8,-5.5h3.6v3.7h3.7v3.6h-3.7v3.7h-3.6v-3.7h-3.7v-3.6h3.7z",
-)
-"""Marker of a series beside its colour, centred on 0."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ class ScatterSection:
 def _styles(families: Sequence[str]) -> dict[str, int]:
     """Marker and colour by series: the SLM's and the LLM's are the page's own, the rest in order of appearance."""
     others = [name for name in dict.fromkeys(families) if name not in ("slm", "llm")]
-    return {"slm": 0, "llm": 1} | {name: 2 + i % (len(_SHAPES) - 2) for i, name in enumerate(others)}
+    return {"slm": 0, "llm": 1} | {name: 2 + i % (len(MARKERS) - 2) for i, name in enumerate(others)}
 
 
 def _range(points: Sequence[ScatterPoint]) -> tuple[float, float]:
@@ -118,7 +108,7 @@ def _mark(p: ScatterPoint, style: int, x: Scale, y: Scale) -> Html:
     if p.error:
         top, bottom = y(min(100.0, (p.y + p.error) * 100)), y(max(0.0, (p.y - p.error) * 100))
         whisker = element("line", class_="whisker", x1=at_x, x2=at_x, y1=top, y2=bottom)
-    marker = element("path", tip, d=_SHAPES[style], class_="marker", transform=f"translate({at_x} {at_y})")
+    marker = element("path", tip, d=MARKERS[style], class_="marker", transform=f"translate({at_x} {at_y})")
     return element("g", whisker, marker, class_=f"s{style}", data_x=p.x, data_y=p.y)
 
 

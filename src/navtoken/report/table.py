@@ -121,3 +121,30 @@ class TableSection:
             return text
         error = column.show(row.get(column.error))
         return text + ("" if error == MISSING else element("span", f" ± {escape(error)}", class_="se"))
+
+
+def folded_table(summary: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
+    """The numbers behind a figure, to be unfolded: text on the left, numbers (six digits, NaN a dash) on the right."""
+    classes = [None if any(isinstance(row[i], str) for row in rows) else "num" for i in range(len(head))]
+    headings = "".join(
+        element("th", escape(label), scope="col", class_=class_)
+        for label, class_ in zip(head, classes, strict=True)
+    )
+    body = each(
+        rows,
+        lambda row: element(
+            "tr",
+            *(element("td", _cell(cell), class_=class_) for cell, class_ in zip(row, classes, strict=True)),
+        ),
+    )
+    table = element("table", element("thead", element("tr", headings)), element("tbody", body))
+    scroller = element("div", table, class_="scroll", tabindex=0, role="region", aria_label=summary)
+    return element("details", element("summary", escape(summary)), scroller, class_="counts")
+
+
+def _cell(value: Any) -> Html:
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return MISSING
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else value
+    return escape(text)

@@ -23,11 +23,14 @@ COLUMN_NAMES = {
     "p_divergent": "router's p(divergent)",
     "logprob_slm": "log-probability by the SLM",
     "logprob_llm": "log-probability by the LLM",
+    "margin_slm": "margin of the SLM (p₁ − p₂)",
+    "margin_llm": "margin of the LLM (p₁ − p₂)",
+    "margin": "margin (p₁ − p₂)",
+    "differs": "SLM and LLM differ",
 }
-"""Words for the columns that the engine writes; others go by their own name."""
+"""Words for the columns that are known; others go by their own name."""
 
-
-CLASSES = {"label": ["identical", "neutral", "divergent"]}
+CLASSES = {"label": ["identical", "neutral", "divergent"], "differs": ["no", "yes"]}
 """Words for the values of columns that hold a class."""
 
 
@@ -46,10 +49,17 @@ class TokenView:
     """Numbers per token by column name; NaN is not computed."""
     entropy: list[float]
     """The SLM's where it drafted, else the LLM's."""
+    drafted: list[bool]
+    """Did the SLM draft here? Its entropy alone does not say so: it may have been computed afterwards."""
     drafts: list[str | None]
     """The SLM's draft where the LLM wrote something else."""
     alternatives: list[list[tuple[str, float, bool, bool]]]
     """Text, probability, is it the token written, is it the draft; by the model that wrote the token; likeliest first."""
+
+    @property
+    def shades(self) -> dict[str, list[float]]:
+        """Every column that the text can be shaded by."""
+        return {"entropy": self.entropy, **self.columns}
 
     @property
     def judged(self) -> str:
@@ -72,16 +82,18 @@ def view(trace: Trace, pieces: Pieces, limit: int, num_alternatives: int) -> Tok
     ]
     cut = slice(0, limit)
     numbers = {name: values[cut].tolist() for name, values in _numbers(columns).items()}
-    draft_ids = (
-        [int(d) for d in columns["draft_ids"]] if columns.get("draft_ids") is not None else [-1] * len(ids)
-    )
+    recorded = columns.get("draft_ids")
+    draft_ids = [-1] * len(ids) if recorded is None else [int(draft) for draft in recorded]
+    writer = [int(each) for each in trace.writer]
+    drafted = [draft >= 0 for draft in draft_ids] if recorded is not None else [SLM in writer] * len(ids)
     return TokenView(
         trace=trace,
         pieces=[pieces.text(*pair) for pair in zip(previous[cut], ids[cut], strict=True)],
         shown=[pieces.shown(*pair) for pair in zip(previous[cut], ids[cut], strict=True)],
-        writer=[int(writer) for writer in trace.writer][cut],
+        writer=writer[cut],
         columns=numbers,
-        entropy=_entropy(numbers, len(ids[cut])),
+        entropy=_entropy(numbers, drafted[cut]),
+        drafted=drafted[cut],
         drafts=[
             pieces.shown(before, draft) if draft >= 0 and draft != token else None
             for before, draft, token in zip(previous[cut], draft_ids[cut], ids[cut], strict=True)
@@ -112,7 +124,7 @@ def _numbers(columns: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
         if values is None or name == "draft_ids" or name.startswith("top_"):
             continue
         array = np.asarray(values)
-        if array.ndim != 1 or array.dtype.kind not in "fiu":
+        if array.ndim != 1 or array.dtype.kind not in "bfiu":
             continue
         numbers = array.astype(np.float64)
         if array.dtype.kind == "i":
@@ -122,10 +134,12 @@ def _numbers(columns: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
     return kept
 
 
-def _entropy(numbers: Mapping[str, list[float]], count: int) -> list[float]:
-    nothing = [math.nan] * count
-    pairs = zip(numbers.get("entropy_slm", nothing), numbers.get("entropy_llm", nothing), strict=True)
-    return [llm if math.isnan(slm) else slm for slm, llm in pairs]
+def _entropy(numbers: Mapping[str, list[float]], drafted: Sequence[bool]) -> list[float]:
+    nothing = [math.nan] * len(drafted)
+    pairs = zip(
+        numbers.get("entropy_slm", nothing), numbers.get("entropy_llm", nothing), drafted, strict=True
+    )
+    return [slm if math.isnan(llm) or (by_slm and not math.isnan(slm)) else llm for slm, llm, by_slm in pairs]
 
 
 def _alternatives(

@@ -1,19 +1,18 @@
-"""The trace viewer: responses as text in which every token shows who wrote it and how uncertain it was.
+"""The trace viewer: responses as text in which every token shows who wrote it and how uncertain the model was.
 
 The text is HTML made here, so it reads without scripts; `assets/page.js` adds filters, shading by other columns
 and the card with a token's alternatives.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from navtoken.report.markup import Html, ReportError, each, element, escape, json_script
 from navtoken.report.pieces import Decode, Pieces
 from navtoken.report.responses import problems
-from navtoken.report.tokens import CLASSES, COLUMN_NAMES, TokenView, view
+from navtoken.report.shading import Shading, chosen, offered, shadings
+from navtoken.report.tokens import CLASSES, TokenView, view
 from navtoken.trace import Trace
 
 
@@ -33,6 +32,10 @@ class TracesSection:
     """Tokens shown of one response; the rest is counted."""
     num_alternatives: int = 6
     """Alternatives kept per token."""
+    shade: str = "entropy"
+    """Column that the text is shaded by at first; "entropy" is the SLM's where it drafted, else the LLM's."""
+    lines: Mapping[str, float] = field(default_factory=dict)
+    """By column, the value from which on a token stands out (for margins: down from which), such as the percentile line."""
 
     def html(self, anchor: str) -> Html:
         if not self.traces:
@@ -41,18 +44,25 @@ class TracesSection:
         views = [
             view(trace, pieces, self.max_tokens, self.num_alternatives) for trace in _by_problem(self.traces)
         ]
-        scales = _scales(views)
-        blocks = problems(views, scales.get("entropy", 1.0))
+        known = shadings(views, self.lines)
+        shading = chosen(known, self.shade)
+        one_writer = len({writer for v in views for writer in v.writer}) < 2
+        blocks = problems(views, shading)
         parts = [
             element("p", escape(self.caption)) if self.caption else "",
-            _legend(scales.get("entropy", 1.0)),
-            _controls(anchor, views, scales),
+            _legend(shading, one_writer, departs='class="leaves"' in blocks),
+            _controls(anchor, views, offered(known), shading, one_writer),
             element("div", blocks, class_="problems"),
-            json_script(self._data(views, scales), f"{anchor}-data"),
+            json_script(self._data(views, known), f"{anchor}-data"),
         ]
-        return element("div", *parts, class_="viewer", data_json=f"{anchor}-data")
+        classes = ["viewer"]
+        if one_writer:
+            classes.append("one-writer")
+        if shading and shading.line is not None:
+            classes.append("lined")
+        return element("div", *parts, class_=" ".join(classes), data_json=f"{anchor}-data")
 
-    def _data(self, views: Sequence[TokenView], scales: dict[str, float]) -> dict[str, object]:
+    def _data(self, views: Sequence[TokenView], known: Mapping[str, Shading]) -> dict[str, object]:
         """What the card shows; texts are stored once and named by their index."""
         texts: dict[str, int] = {}
 
@@ -66,7 +76,8 @@ class TracesSection:
                 "writer": v.writer,
                 "tokens": [index(text) for text in v.shown],
                 "drafts": [-1 if draft is None else index(draft) for draft in v.drafts],
-                "columns": {name: [_short(x) for x in values] for name, values in _shades(v).items()},
+                "drafted": [int(each) for each in v.drafted],
+                "columns": {name: [_short(x) for x in values] for name, values in v.shades.items()},
                 "alternatives": [
                     [[index(text), _short(p), int(written), int(draft)] for text, p, written, draft in token]
                     for token in v.alternatives
@@ -74,11 +85,13 @@ class TracesSection:
             }
             for v in views
         ]
-        names = {name: COLUMN_NAMES.get(name, name.replace("_", " ")) for name in scales}
         return {
             "texts": list(texts),
-            "scales": scales,
-            "names": names,
+            "scales": {name: shading.scale for name, shading in known.items()},
+            "lines": {name: shading.line for name, shading in known.items() if shading.line is not None},
+            "inverted": [name for name, shading in known.items() if shading.inverted],
+            "words": {name: [s.weakest, s.strongest, s.line_words] for name, s in known.items()},
+            "names": {name: shading.label for name, shading in known.items()},
             "classes": CLASSES,
             "responses": responses,
         }
@@ -91,49 +104,48 @@ def _by_problem(traces: Sequence[Trace]) -> list[Trace]:
     return [trace for group in order.values() for trace in group]
 
 
-def _shades(v: TokenView) -> dict[str, list[float]]:
-    return {"entropy": v.entropy, **v.columns}
-
-
-def _scales(views: Sequence[TokenView]) -> dict[str, float]:
-    """Per column, the size that gets the darkest shade: the 98th percentile of what is shown, at least 1 but for shares."""
-    names = dict.fromkeys(name for v in views for name in _shades(v))
-    scales = {}
-    for name in names:
-        values = np.abs(
-            np.concatenate([np.asarray(_shades(v).get(name, []), dtype=np.float64) for v in views])
-        )
-        values = values[np.isfinite(values)]
-        if values.size:
-            scales[name] = (
-                1.0 if name.startswith("p_") else round(max(1.0, float(np.quantile(values, 0.98))), 2)
-            )
-    return scales
-
-
 def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _legend(scale: float) -> Html:
-    slm = element("span", "plain", class_="t slm") + " written by the SLM"
+def _legend(shading: Shading | None, one_writer: bool, departs: bool) -> Html:
+    """What the marks mean; the script rewrites the words for the shade when another one is chosen."""
     replaced = element("del", "draft", class_="draft")
-    llm = (
-        element("span", replaced, "bold", class_="t llm")
-        + " written by the LLM, in place of the SLM's struck-out draft"
+    items = [] if shading is None else _shade_items(shading)
+    if not one_writer:
+        items.append(element("li", element("span", "plain", class_="t slm"), " written by the SLM"))
+        llm = element("span", replaced, "bold", class_="t llm")
+        items.append(element("li", llm, " written by the LLM, in place of the SLM's struck-out draft"))
+    if departs:
+        mark = element("span", "departs here", class_="leaves")
+        items.append(element("li", mark, " a wrong response is unlike every right one shown from here on"))
+    jumps = "" if one_writer else "L to the next token of the LLM, "
+    keys = (
+        "Point at a token for its alternatives, tap it, or use the keys: ← → Home End move, "
+        f"{jumps}F to the next one that stands out (with Shift: back), Esc closes."
     )
+    legend = element("ul", *items, class_="legend", aria_label="Legend")
+    return legend + element("p", keys, class_="keys")
+
+
+def _shade_items(shading: Shading) -> list[Html]:
+    example = element("span", "bold", class_="t fork")
+    words = element("span", escape(shading.line_words), class_="line-words")
     ramp = element("span", class_="ramp", aria_hidden="true")
-    shade = f"0 {ramp} {scale:g} nats or more: entropy, how uncertain the model was"
-    departs = (
-        element("span", "departs here", class_="leaves")
-        + " a wrong response is unlike every right one shown from here on"
-    )
-    keys = "Point at a token, tap it, or use the keys: ← → move, L to the next token of the LLM, Esc closes."
-    items = each((slm, llm, shade, departs), lambda item: element("li", item))
-    return element("ul", items, class_="legend", aria_label="Legend") + element("p", keys, class_="keys")
+    ends = [escape(shading.weakest), escape(shading.strongest)]
+    return [
+        element("li", example, " ", words, class_="line-key", hidden=shading.line is None),
+        element("li", element("span", ends[0], class_="from"), ramp, element("span", ends[1], class_="to")),
+    ]
 
 
-def _controls(anchor: str, views: Sequence[TokenView], scales: dict[str, float]) -> Html:
+def _controls(
+    anchor: str,
+    views: Sequence[TokenView],
+    shades: Sequence[Shading],
+    first: Shading | None,
+    one_writer: bool,
+) -> Html:
     """Filters; hidden until the script that works them runs."""
     policies = list(dict.fromkeys(v.trace.policy for v in views))
     tasks = list(dict.fromkeys(v.trace.task for v in views))
@@ -147,25 +159,32 @@ def _controls(anchor: str, views: Sequence[TokenView], scales: dict[str, float])
         ("", "all answers"),
         ("right", "right answers"),
         ("wrong", "wrong answers"),
-        ("split", "problems where policies differ"),
+        ("split", "problems answered both right and wrong"),
     ]
-    shades = [
-        (name, COLUMN_NAMES.get(name, "entropy (nats)" if name == "entropy" else name.replace("_", " ")))
-        for name in scales
-    ]
+    first_name = first.name if first else ""
     parts = [
-        element("fieldset", element("legend", "policy"), boxes),
+        element("fieldset", element("legend", "policy"), boxes, hidden=len(policies) == 1),
         _select("task", "task", [("", "all tasks"), *((task, task) for task in tasks)])
         if len(tasks) > 1
         else "",
         _select("outcome", "outcome", outcomes),
-        _select("shade", "shade by", shades) if len(shades) > 1 else "",
-        element("label", element("input", type="checkbox", name="drafts", checked=True), "replaced drafts"),
+        _select("shade", "shade by", [(shading.name, shading.label) for shading in shades], first_name)
+        if len(shades) > 1
+        else "",
+        element(
+            "label",
+            element("input", type="checkbox", name="drafts", checked=True),
+            "replaced drafts",
+            hidden=one_writer,
+        ),
         element("output", class_="shown", aria_live="polite"),
     ]
     return element("form", *parts, class_="controls", id=f"{anchor}-controls", hidden=True)
 
 
-def _select(name: str, label: str, options: Sequence[tuple[str, str]]) -> Html:
-    entries = each(options, lambda option: element("option", escape(option[1]), value=option[0]))
+def _select(name: str, label: str, options: Sequence[tuple[str, str]], chosen: str = "") -> Html:
+    entries = each(
+        options,
+        lambda option: element("option", escape(option[1]), value=option[0], selected=option[0] == chosen),
+    )
     return element("label", escape(label), " ", element("select", entries, name=name))

@@ -23,7 +23,7 @@
     const unsure = entropy === null || entropy === undefined ? "" : ` at an entropy of ${entropy.toFixed(2)} nats`;
     if (response.writer[index] === 0) return `Written by the SLM${unsure}.`;
     if (draft >= 0) return `The SLM drafted “${text(draft)}”${unsure}; policy ${response.policy} handed the token to the LLM, which wrote “${text(response.tokens[index])}”.`;
-    if (response.columns.entropy_slm && response.columns.entropy_slm[index] !== null)
+    if (response.drafted[index])
       return `The SLM drafted the same token${unsure}; policy ${response.policy} handed it to the LLM, which agreed.`;
     return `Written by the LLM${unsure}.`;
   }
@@ -91,8 +91,8 @@
       if (!target) return;
       token.tabIndex = -1;
       tokensOf(box).forEach((other) => (other.tabIndex = other === target ? 0 : -1));
-      target.focus();
-      target.scrollIntoView({ block: "nearest" });
+      target.focus({ preventScroll: true });
+      target.scrollIntoView({ block: "nearest", behavior: "instant" });
       show(target);
     };
     const tokenOf = (event) => event.target.closest(".tokens > .t");
@@ -108,10 +108,11 @@
       if (!token || event.ctrlKey || event.altKey || event.metaKey) return;
       const all = tokensOf(token.parentElement);
       const at = all.indexOf(token);
-      const llm = all.map((other, i) => (other.classList.contains("llm") ? i : -1)).filter((i) => i >= 0);
+      const after = (name) => all.findIndex((other, i) => i > at && other.classList.contains(name));
+      const before = (name) => all.findLastIndex((other, i) => i < at && other.classList.contains(name));
       const targets = {
         ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1,
-        l: llm.find((i) => i > at), L: llm.findLast((i) => i < at),
+        l: after("llm"), L: before("llm"), f: after("fork"), F: before("fork"),
       };
       if (event.key === "Escape") hide();
       else if (event.key in targets) move(token.parentElement, token, all[targets[event.key]]);
@@ -138,17 +139,44 @@
       form.querySelector(".shown").textContent = `${shown} of ${data.responses.length} responses`;
       viewer.classList.toggle("no-drafts", !form.elements.drafts.checked);
     };
+    const strength = (name, value) => {
+      if (value === null || value === undefined) return 0;
+      const size = Math.min(1, Math.abs(value) / data.scales[name]);
+      return data.inverted.includes(name) ? 1 - size : size;
+    };
+    const standsOut = (name, value) => {
+      const line = data.lines[name];
+      if (line === undefined || value === null || value === undefined) return false;
+      return data.inverted.includes(name) ? value <= line : value >= line;
+    };
+    const strip = (response, name, values) => {
+      const d = { true: "", false: "" };
+      values.forEach((value, i) => {
+        const height = 20 * strength(name, value);
+        if (height >= 1) d[standsOut(name, value)] += `M${i},20v-${height.toFixed(1)}h.9V20z`;
+      });
+      response.querySelector(".strip .bars:not(.forks)").setAttribute("d", d.false);
+      response.querySelector(".strip .forks").setAttribute("d", d.true);
+    };
     const shade = () => {
       const name = form.elements.shade.value;
       for (const box of viewer.querySelectorAll(".tokens")) {
         const values = data.responses[box.dataset.response].columns[name] || [];
         tokensOf(box).forEach((token, i) => {
-          const value = Math.min(1, Math.abs(values[i] || 0) / data.scales[name]);
-          token.style.setProperty("--e", value.toFixed(2));
+          token.style.setProperty("--e", strength(name, values[i]).toFixed(2));
+          token.classList.toggle("fork", standsOut(name, values[i]));
         });
+        strip(box.parentElement, name, values);
       }
+      const [from, to, line] = data.words[name];
+      viewer.querySelector(".legend .from").textContent = from;
+      viewer.querySelector(".legend .to").textContent = to;
+      viewer.querySelector(".legend .line-words").textContent = line;
+      viewer.querySelector(".legend .line-key").hidden = !line;
+      viewer.classList.toggle("lined", Boolean(line));
     };
     form.hidden = false;
+    form.reset(); // Browsers keep choices over a reload; the text is shaded as at first.
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("change", (event) => (event.target.name === "shade" ? shade() : filter()));
     filter();
