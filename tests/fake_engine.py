@@ -21,7 +21,7 @@ from navtoken.engine.blocks import BlockPool
 from navtoken.engine.engine import Engine
 from navtoken.engine.ledger import Ledger
 from navtoken.engine.memory import Memory
-from navtoken.engine.options import EngineOptions
+from navtoken.engine.options import EngineOptions, SamplingParams
 from navtoken.engine.packing import Feed
 from navtoken.engine.runner import Extension, Runner
 from navtoken.engine.sequence import Sequence
@@ -215,6 +215,7 @@ class Reference:
         """What the next token is drawn from, (V,)."""
         sampling, response = self.request.sampling, token_ids[self.request.prompt_len :]
         logits = fake_logits(model, held_after(tuple(token_ids))).numpy().copy()
+        temperature = _temperature(sampling, logits)
         for token in range(VOCAB):
             if token in token_ids:
                 logits[token] *= sampling.repetition_penalty ** (-1 if logits[token] > 0 else 1)
@@ -224,10 +225,10 @@ class Reference:
             logits[token] += bias
         if len(response) < sampling.min_tokens:
             logits[list(self.eos)] = -np.inf
-        if sampling.temperature == 0:
+        if temperature == 0:
             return np.eye(VOCAB)[logits.argmax()]
         order = np.argsort(-logits, kind="stable")
-        probs = np.exp((logits - logits.max()) / sampling.temperature)
+        probs = np.exp((logits - logits.max()) / temperature)
         probs /= probs.sum()
         before = np.cumsum(probs[order]) - probs[order]
         probs[order[before >= sampling.top_p]] = 0
@@ -279,6 +280,16 @@ class Reference:
     def _noise(self, purpose: Purpose, position: int | None = None) -> float:
         key = (self.request.seed, self.request.sample, len(self.token_ids) if position is None else position)
         return float(uniform(*(np.array([part]) for part in key), purpose)[0])
+
+
+def _temperature(sampling: SamplingParams, logits: np.ndarray) -> float:
+    """By the entropy of the logits as the model gave them, where forking tokens have a temperature of their own."""
+    probs = np.exp(logits - logits.max())
+    probs /= probs.sum()
+    if sampling.fork_threshold is None or -(probs * np.log(probs)).sum() <= sampling.fork_threshold:
+        return sampling.temperature
+    assert sampling.fork_temperature is not None
+    return sampling.fork_temperature
 
 
 def _occurrences(stop: str, text: str) -> list[re.Match]:

@@ -36,6 +36,7 @@ SAMPLING = {
     "greedy": SamplingParams(),
     "hot": SamplingParams(temperature=0.8),
     "nucleus": SamplingParams(temperature=0.8, top_p=0.9, top_k=20, min_p=0.02),
+    "forks": SamplingParams(temperature=0.4, fork_threshold=1.5, fork_temperature=1.4),
 }
 
 

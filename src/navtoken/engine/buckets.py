@@ -13,6 +13,7 @@ Shapes: T new tokens of a bucket, M places at which logits are asked for, P bloc
 from bisect import bisect_left
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 free. Above 256 it takes the device longer than its launches take the host, and a graph gains nothing."""
 FEWEST_ASKED, FEWEST_BLOCKS = 8, 4
 """Below so many, a bucket more saves less than its capture costs."""
-NOBODYS_DIALS = ((0.0,), (1.0,), (1.0,), (0.0,))
+NOBODYS_DIALS = ((0.0,), (1.0,), (1.0,), (0.0,), (inf,), (0.0,))
 """Of places that are nobody's, as `dice.Dials` has them: numbers that every step can work with."""
 
 

@@ -12,11 +12,13 @@ Shapes: M places at which a token is decided, V vocabulary.
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from navtoken.engine.fork_temperature import fork_temperatures
 from navtoken.engine.options import SamplingParams
 from navtoken.policies import Noise, Purpose
 from navtoken.policies.speculative import invert
@@ -33,18 +35,20 @@ class Steps(NamedTuple):
     """The largest top_k, where any is given; all tokens where one place keeps all."""
     top_p: bool
     min_p: bool
+    forks: bool
+    """Has any another temperature for forking tokens?"""
 
     @classmethod
     def of(cls, params: Seq[SamplingParams], vocab_size: int) -> "Steps":
-        hot = any(p.temperature > 0 for p in params)
-        cold = any(p.temperature == 0 for p in params)
+        temperatures = [t for p in params for t in (p.temperature, p.fork_temperature) if t is not None]
         truncates = any(p.top_k > 0 for p in params)
         return cls(
-            hot,
-            cold,
+            any(t > 0 for t in temperatures),
+            any(t == 0 for t in temperatures),
             max(_kept(p, vocab_size) for p in params) if truncates else 0,
             any(p.top_p < 1.0 for p in params),
             any(p.min_p > 0.0 for p in params),
+            any(p.fork_threshold is not None for p in params),
         )
 
 
@@ -55,6 +59,8 @@ def dial_values(params: Seq[SamplingParams], vocab_size: int) -> list[list[float
         [_kept(p, vocab_size) for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],
+        [inf if p.fork_threshold is None else p.fork_threshold for p in params],
+        [p.temperature if p.fork_temperature is None else p.fork_temperature for p in params],
     ]
 
 
@@ -67,21 +73,35 @@ def _kept(params: SamplingParams, vocab_size: int) -> int:
 class Dials:
     """What tokens are drawn with."""
 
-    values_4M: Tensor
-    """Temperatures, numbers of tokens that top_k leaves, top_p and min_p, float64."""
+    values_6M: Tensor
+    """Temperatures, numbers of tokens that top_k leaves, top_p, min_p, entropies above which tokens fork (infinity where
+    none do) and temperatures of those, float64."""
     steps: Steps
+
+    def at(self, entropy_M: Tensor | None) -> "Dials":
+        """With the temperatures that these entropies (nats, T = 1) give: needed where any place has a rule for forks."""
+        if not self.steps.forks:
+            return self
+        assert entropy_M is not None, "a place tells forking tokens from others: give the entropies"
+        other_M, *_, threshold_M, fork_M = self.values_6M.unbind()
+        decided_M = fork_temperatures(entropy_M, threshold_M, fork_M, other_M)
+        return Dials(torch.cat([decided_M[None], self.values_6M[1:]]), self.steps)
+
+    @property
+    def temperature_M(self) -> Tensor:
+        return self.values_6M[0]
 
     @property
     def hot_M(self) -> Tensor:
         """Where the temperature is above 0."""
-        return self.values_4M[0] > 0
+        return self.temperature_M > 0
 
     def probs(self, logits_MV: Tensor) -> Tensor:
         """Probabilities after temperature, top-k, top-p and min-p, in this order (that of `transformers`), float64.
 
         Of places with temperature 0, those at temperature 1.
         """
-        temperature_M, kept_M, top_p_M, min_p_M = self.values_4M.unbind()
+        temperature_M, kept_M, top_p_M, min_p_M = self.values_6M[:4].unbind()
         scaled_MV = logits_MV.double() / torch.where(self.hot_M, temperature_M, 1.0)[:, None]
         if self.steps.most_k:
             scaled_MV = _top_k(scaled_MV, kept_M, self.steps.most_k)

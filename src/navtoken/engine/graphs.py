@@ -213,7 +213,8 @@ class GraphRunner(ModelRunner):
             return tensors["noise"][purpose]
 
         evidence = gather_evidence(said.logits_MV, self.sampling.num_alternatives)
-        dice = Dice(said.logits_MV, Dials(tensors["dials"], judge.steps), noise)
+        dials = Dials(tensors["dials"], judge.steps).at(evidence.entropy_B)
+        dice = Dice(said.logits_MV, dials, noise)
         if self.model is Writer.SLM:
             judgement = weigh_drafts(said, evidence, dice, judge.policy, ())
         else:

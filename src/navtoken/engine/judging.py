@@ -18,7 +18,7 @@ from torch import Tensor
 from navtoken.engine.dice import Dice
 from navtoken.engine.evidence import Evidence, Judgement, as_table, gather_evidence, to_host
 from navtoken.engine.runner import Extension
-from navtoken.engine.sampler import Draw, Places, TemperatureHook
+from navtoken.engine.sampler import Draw, Places, TemperatureHook, dials_of
 from navtoken.engine.sequence import Said, Sequence
 from navtoken.policies import Action, Drafts, Judged, Noise, Policy, Purpose, Verdicts, Writes
 from navtoken.policies.rules import LLMPolicy
@@ -38,12 +38,11 @@ class Sampling:
     temperature_hook: TemperatureHook | None = None
 
     def draw(self, logits_MV: Tensor, places: Places, evidence: Evidence) -> Draw:
-        if self.temperature_hook is None:
-            return Draw(logits_MV, places, self.eos_token_ids)
-        asked_M = torch.tensor([row.sampling.temperature for row in places.rows], dtype=torch.float64)
         entropy_M = evidence.entropy_B.double()
-        temperature_M = self.temperature_hook(entropy_M, asked_M.to(entropy_M.device))
-        return Draw(logits_MV, places, self.eos_token_ids, temperature_M)
+        if self.temperature_hook is None:
+            return Draw(logits_MV, places, self.eos_token_ids, entropy_M=entropy_M)
+        asked_M = dials_of(places.params, logits_MV).at(entropy_M).temperature_M
+        return Draw(logits_MV, places, self.eos_token_ids, self.temperature_hook(entropy_M, asked_M))
 
 
 class Decision(NamedTuple):

@@ -1,6 +1,7 @@
 """Options of the engine and of one request, as frozen dataclasses from which the command line derives."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 
@@ -55,7 +56,12 @@ class SamplingParams:
     """How a token is drawn from logits; honoured for both models. The defaults are greedy decoding."""
 
     temperature: float = 0.0
-    """Softmax temperature; 0 takes the most probable token."""
+    """Softmax temperature; 0 takes the most probable token. With fork_threshold, that of tokens that do not fork."""
+    fork_threshold: float | None = None
+    """Entropy in nats (T = 1, of the model that draws) above which a token forks and is drawn at fork_temperature; None
+    draws all alike."""
+    fork_temperature: float | None = None
+    """Softmax temperature of forking tokens; 0 takes the most probable token."""
     top_k: int = 0
     """Keep the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -79,6 +85,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _at_least("temperature", self.temperature, 0.0)
+        self._check_forks()
         _at_least("top_k", self.top_k, 0)
         _at_least("min_tokens", self.min_tokens, 0)
         if not all(self.stop):
@@ -91,6 +98,18 @@ class SamplingParams:
             raise OptionError(
                 f"repetition_penalty is {self.repetition_penalty}; give a number above 0 (1 is off)"
             )
+
+    def _check_forks(self) -> None:
+        threshold, temperature = self.fork_threshold, self.fork_temperature
+        if (threshold is None) != (temperature is None):
+            raise OptionError(
+                f"fork_threshold is {threshold} and fork_temperature {temperature}; give both, or neither"
+            )
+        # A threshold of 0 would count as an option that is off where runs are compared.
+        if threshold is not None and not 0.0 < threshold < inf:
+            raise OptionError(f"fork_threshold is {threshold}; give a number of nats above 0")
+        if temperature is not None:
+            _at_least("fork_temperature", temperature, 0.0)
 
     @property
     def has_penalties(self) -> bool:

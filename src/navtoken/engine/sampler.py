@@ -20,7 +20,8 @@ from navtoken.engine.sequence import Sequence
 from navtoken.policies.noise import NoiseKeys, Purpose
 
 TemperatureHook = Callable[[Tensor, Tensor], Tensor]
-"""(entropy in nats at T = 1, the request's temperature) -> temperature to draw with, each float64 (M,)."""
+"""(entropy in nats at T = 1, the temperature that the request gives this token) -> temperature to draw with, each float64
+(M,). For rules that sampling parameters do not have."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Places:
             positions_M += range(end - row.num_provisional, end + 1)
         return cls(rows_M, positions_M)
 
+    @property
+    def params(self) -> list[SamplingParams]:
+        return [row.sampling for row in self.rows]
+
     @cached_property
     def keys(self) -> NoiseKeys:
         return NoiseKeys(
@@ -69,12 +74,13 @@ class Draw(Dice):
         places: Places,
         eos_token_ids: Seq[int] = (),
         temperature_M: Tensor | None = None,
+        entropy_M: Tensor | None = None,
     ) -> None:
-        """`temperature_M`, float64, overrides the requests' temperatures."""
-        params = [row.sampling for row in places.rows]
+        """`temperature_M`, float64, overrides the requests' temperatures; without it, requests that tell forking tokens
+        from others need `entropy_M`, in nats at T = 1."""
         super().__init__(
             adjust(logits_MV, places, eos_token_ids),
-            dials_of(params, logits_MV, temperature_M),
+            dials_of(places.params, logits_MV, temperature_M).at(entropy_M),
             places.noise(logits_MV.device),
         )
 
@@ -82,13 +88,13 @@ class Draw(Dice):
 def dials_of(params: Seq[SamplingParams], logits_MV: Tensor, temperature_M: Tensor | None = None) -> Dials:
     """The dials of some places, on the device of their logits."""
     size = logits_MV.shape[-1]
-    values_4M = torch.tensor(dial_values(params, size), dtype=torch.float64, device=logits_MV.device)
+    values_6M = torch.tensor(dial_values(params, size), dtype=torch.float64, device=logits_MV.device)
     steps = Steps.of(params, size)
     if temperature_M is not None:
-        values_4M[0] = temperature_M
+        values_6M[0] = temperature_M
         # Whether a given temperature is 0 only the device knows.
-        steps = steps._replace(hot=True, cold=True)
-    return Dials(values_4M, steps)
+        steps = steps._replace(hot=True, cold=True, forks=False)
+    return Dials(values_6M, steps)
 
 
 def truncated_probs(logits_MV: Tensor, params: Seq[SamplingParams], temperatures: Seq[float]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import tyro
 
-from navtoken.checkpoints import ModelPair, load_pair
+from navtoken.checkpoints import ModelPair, load_model, load_pair
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.placement import Placement, check_launch
@@ -55,11 +55,23 @@ class ModelOptions:
 
     def load(self) -> ModelPair:
         """Load the pair; sets the process's torch threads. Raises `CheckpointError`s."""
+        slm, llm = self._checked_placements()
+        return self._with_threads(load_pair(self.slm, self.llm, slm, self.dtype, llm, self.llm_dtype))
+
+    def load_alone(self, reference: str) -> ModelPair:
+        """Load one model, placed and typed as the LLM, as both halves of a pair: for policies that run one model only."""
+        _, placement = self._checked_placements()
+        loaded = load_model(reference, placement, self.llm_dtype or self.dtype)
+        return self._with_threads(ModelPair(loaded, loaded))
+
+    def _checked_placements(self) -> tuple[Placement, Placement]:
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads is {self.threads}; give at least 1, or leave it out")
-        slm, llm = self.placements()
+        placements = self.placements()
         check_launch(self.tp)
-        pair = load_pair(self.slm, self.llm, slm, self.dtype, llm, self.llm_dtype)
+        return placements
+
+    def _with_threads(self, pair: ModelPair) -> ModelPair:
         small = pair.llm.card.parameters < SMALL and "OMP_NUM_THREADS" not in os.environ
         threads = self.threads or (1 if small else None)
         if threads is not None:
