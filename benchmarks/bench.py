@@ -41,7 +41,8 @@ def jobs() -> dict[str, list[str]]:
         for script in ("decode", "batching", "overhead", "memory")
         for pair in pairs
     }
-    return by_pair | {"context": ["context.py"]}
+    alone = {name: [f"{name}.py"] for name in ("context", "scoring", "analysis")}
+    return by_pair | alone
 
 
 def main(args: Sequence[str] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from navtoken import entropy
 from navtoken.entropy import (
     BadPoolError,
     EmptyPoolError,
@@ -99,6 +101,7 @@ def test_broken_logits_are_not_hidden():
     scores = scores_from_logits(rows, torch.zeros(4, dtype=torch.long))
     assert torch.isnan(scores.entropy_N).tolist() == [True, True, True, False]
     assert torch.isnan(scores.logprob_N).tolist() == [True, True, True, False]
+    assert torch.isnan(scores.margin_N).tolist() == [True, True, True, False]
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
@@ -121,6 +124,29 @@ def test_log_probabilities_are_those_of_log_softmax():
 def test_half_precision_is_computed_in_float32():
     logits = (torch.randn(20, 50, generator=torch.Generator().manual_seed(1)) * 4).bfloat16()
     assert torch.equal(entropy_from_logits(logits), entropy_from_logits(logits.float()))
+
+
+def reference_margin(logits_NV: torch.Tensor) -> list[float]:
+    top_N2 = torch.softmax(logits_NV.double(), -1).topk(2).values
+    return (top_N2[:, 0] - top_N2[:, 1]).tolist()
+
+
+def test_margin_is_the_two_likeliest_tokens_difference_in_probability():
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(5)) * 4
+    for temperature in (0.6, 1.0, 2.0):
+        ours = scores_from_logits(logits, temperature=temperature).margin_N
+        assert ours.tolist() == pytest.approx(reference_margin(logits / temperature), abs=1e-6)
+    tied = scores_from_logits(torch.tensor([[2.0, 2.0, 0.0]])).margin_N
+    assert tied.item() == 0.0
+    assert scores_from_logits(torch.tensor([[3.0]])).margin_N.item() == 1.0
+    assert scores_from_logits(torch.tensor([[3.0, -torch.inf]])).margin_N.item() == 1.0
+
+
+def test_logits_given_by_others_are_left_as_they_are():
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(6))
+    before = logits.clone()
+    scores_from_logits(logits, temperature=0.5)
+    assert torch.equal(logits, before)
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------
@@ -205,6 +231,75 @@ def test_a_long_response_never_has_all_its_logits_at_once(monkeypatch):
 def test_an_empty_response_has_no_scores():
     scores = scores_from_hidden(torch.randn(0, 8), LMHead(torch.randn(100, 8)), torch.zeros(0).long())
     assert scores.entropy_N.shape == scores.argmax_N.shape == scores.logprob_N.shape == (0,)
+
+
+@pytest.mark.parametrize("blocks", [1, 40, 10**6])
+def test_blocks_that_caches_hold_change_nothing(monkeypatch, blocks):
+    generator = torch.Generator().manual_seed(7)
+    hidden, head = torch.randn(30, 8, generator=generator), LMHead(torch.randn(20, 8, generator=generator))
+    ids = torch.randint(20, (30,), generator=generator)
+    expected = scores_from_logits(head.logits(hidden), ids)
+    monkeypatch.setattr("navtoken.entropy._CACHED_ELEMENTS", blocks)
+    scores = scores_from_hidden(hidden, head, ids, chunk=7)
+    for name in ("entropy_N", "argmax_N", "logprob_N", "margin_N"):
+        torch.testing.assert_close(getattr(scores, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_threads_score_blocks_alone_and_leave_no_trace(monkeypatch, inference):
+    generator = torch.Generator().manual_seed(8)
+    hidden, head = torch.randn(30, 8, generator=generator), LMHead(torch.randn(20, 8, generator=generator))
+    ids = torch.randint(20, (30,), generator=generator)
+    expected = scores_from_hidden(hidden, head, ids)
+    plain, seen, before = entropy._scores_of_spare, set(), torch.get_num_threads()
+
+    def watched(*args):
+        seen.add((threading.current_thread().name, torch.get_num_threads(), torch.is_grad_enabled()))
+        return plain(*args)
+
+    monkeypatch.setattr(entropy, "_CACHED_ELEMENTS", 20)
+    monkeypatch.setattr(entropy, "_scores_of_spare", watched)
+    started = []
+    try:
+        torch.set_num_threads(3)
+        with torch.inference_mode(inference):
+            scores = scores_from_hidden(hidden, head, ids)
+        assert torch.get_num_threads() == 3
+        another = threading.Thread(target=lambda: started.append(torch.get_num_threads()))
+        another.start()
+        another.join()
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(scores.entropy_N, expected.entropy_N)
+    torch.testing.assert_close(scores.logprob_N, expected.logprob_N)
+    assert started == [3]
+    assert {(number, grad) for _, number, grad in seen} == {(1, False)}
+    assert threading.current_thread().name not in {name for name, _, _ in seen}
+
+
+@pytest.mark.parametrize("kind", ["hooks", "type"])
+def test_a_head_whose_weight_cannot_be_read_computes_by_itself(kind):
+    """As one that is offloaded, sharded among ranks, or quantised."""
+    torch.manual_seed(0)
+    model = PhiForCausalLM(PhiConfig(**SMALL)).eval()
+    torch.nn.init.normal_(model.lm_head.bias, std=3.0)
+    hidden = torch.randn(12, 32)
+    expected = scores_from_logits(model.lm_head(hidden)[:, :90].detach())
+    calls = []
+    if kind == "hooks":
+        model.lm_head.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    else:
+
+        class Odd(torch.nn.Parameter):
+            pass
+
+        model.lm_head.weight = Odd(model.lm_head.weight.detach())
+    head = LMHead.of(model, valid_vocabulary=90)
+    assert head.layer is model.lm_head
+    scores = scores_from_hidden(hidden, head, chunk=5)
+    torch.testing.assert_close(scores.entropy_N, expected.entropy_N)
+    torch.testing.assert_close(scores.margin_N, expected.margin_N)
+    assert len(calls) == (5 if kind == "hooks" else 0)
 
 
 # ---- quantiles -------------------------------------------------------------------------------------------------

@@ -13,7 +13,10 @@ Shapes: N positions, D hidden size, V vocabulary.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -40,8 +43,14 @@ __all__ = [
     "top_threshold",
 ]
 
-CHUNK_ELEMENTS = 2**25
-"""Logits that exist at a time where the caller names no chunk: 128 MiB in float32."""
+CHUNK_ELEMENTS = 2**27
+"""Logits that exist at a time where the caller names no chunk: 512 MiB in float32.
+
+On a CPU each product first lays the LM head's weights out anew, which costs as much as a hundred positions: at a vocabulary of
+152 thousand, chunks of a quarter of this made the products half as slow again as one over all positions.
+"""
+_CACHED_ELEMENTS = 2**20
+"""Of those, what is scored at a time on a CPU: the dozen passes over them then stay in its caches."""
 
 Pool = Tensor | np.ndarray | Iterable[Tensor | np.ndarray]
 """One array, or any number of chunks of one, which need not fit together in the device's memory."""
@@ -70,6 +79,8 @@ class TokenScores:
     """The likeliest token; the first of several that tie."""
     logprob_N: Tensor | None
     """Nats, log softmax(z/T) of the given ids; None where no ids were given."""
+    margin_N: Tensor
+    """Probability of the likeliest token minus that of the second, under softmax(z/T)."""
 
 
 def entropy_from_logits(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
@@ -85,21 +96,43 @@ def entropy_from_logits(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
 def scores_from_logits(
     logits_NV: Tensor, ids_N: Tensor | None = None, temperature: float = 1.0
 ) -> TokenScores:
-    """Entropy, argmax and log-probability of `ids_N` out of (..., V) logits; see `entropy_from_logits`."""
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature} has no entropy; greedy decoding is scored at T = 1")
-    exact = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+    """Entropy, argmax, log-probability of `ids_N` and margin out of (..., V) logits; see `entropy_from_logits`."""
+    return _scores_of_spare(logits_NV.to(_exact(logits_NV), copy=True), ids_N, _checked(temperature))
+
+
+def _scores_of_spare(logits_NV: Tensor, ids_N: Tensor | None, temperature: float) -> TokenScores:
+    """Scores out of (..., V) logits in full precision that nobody needs afterwards: they are overwritten."""
     top_N, argmax_N = logits_NV.max(-1)
     # Everything relative to the likeliest token: all terms below are >= 0, so nothing cancels.
-    gap_NV = (logits_NV.to(exact) - top_N.to(exact)[..., None]).div_(temperature)
+    gap_NV = logits_NV.sub_(top_N[..., None])
+    if temperature != 1.0:
+        gap_NV.div_(temperature)
     logprob_N = None if ids_N is None else gap_NV.gather(-1, ids_N.to(gap_NV.device)[..., None])[..., 0]
     # exp underflows to 0 long before; this only keeps 0 * -inf from becoming NaN.
     gap_NV.clamp_(min=-1000.0)
     mass_NV = gap_NV.exp().scatter_(-1, argmax_N[..., None], 0.0)
     rest_N = mass_NV.sum(-1)
+    margin_N = (1.0 - mass_NV.amax(-1)) / (1.0 + rest_N)
     log_total_N = torch.log1p(rest_N)
     entropy_N = log_total_N - mass_NV.mul_(gap_NV).sum(-1) / (1.0 + rest_N)
-    return TokenScores(entropy_N, argmax_N, None if logprob_N is None else logprob_N - log_total_N)
+    return TokenScores(
+        entropy_N,
+        argmax_N,
+        None if logprob_N is None else logprob_N - log_total_N,
+        # The likeliest token's own logit is not part of the sums above, and may be what is broken.
+        torch.where(entropy_N.isnan(), entropy_N, margin_N),
+    )
+
+
+def _exact(logits_NV: Tensor) -> torch.dtype:
+    """The type that scores are computed in."""
+    return torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+
+
+def _checked(temperature: float) -> float:
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} has no entropy; greedy decoding is scored at T = 1")
+    return temperature
 
 
 def entropy_from_hidden(
@@ -130,19 +163,66 @@ def scores_from_hidden(
                 f"token ids {low}..{high} leave the LM head's 0..{head.vocabulary - 1}; "
                 "mask padding before scoring"
             )
-    rows = chunk or max(1, CHUNK_ELEMENTS // head.vocabulary)
-    # torch.split of nothing is one empty chunk, so an empty response needs no case of its own.
-    hidden_chunks = hidden_ND.split(rows)
-    id_chunks = [None] * len(hidden_chunks) if ids_N is None else ids_N.split(rows)
+    rows = chunk or chunk_rows(len(hidden_ND), head.vocabulary)
     parts = [
-        scores_from_logits(head.logits(hidden), ids, temperature)
-        for hidden, ids in zip(hidden_chunks, id_chunks, strict=True)
+        part
+        for hidden, ids in _pieces(hidden_ND, ids_N, rows)
+        for part in _scores_in_blocks(head.logits(hidden), ids, _checked(temperature))
     ]
     return TokenScores(
         torch.cat([part.entropy_N for part in parts]),
         torch.cat([part.argmax_N for part in parts]),
         None if ids_N is None else torch.cat([p.logprob_N for p in parts if p.logprob_N is not None]),
+        torch.cat([part.margin_N for part in parts]),
     )
+
+
+def chunk_rows(positions: int, vocabulary: int) -> int:
+    """Positions of each chunk: as few chunks as `CHUNK_ELEMENTS` allows, of equal size, since small ones are slow."""
+    most = max(1, CHUNK_ELEMENTS // vocabulary)
+    return max(1, math.ceil(positions / max(1, math.ceil(positions / most))))
+
+
+def _scores_in_blocks(logits_NV: Tensor, ids_N: Tensor | None, temperature: float) -> list[TokenScores]:
+    """Scores of a chunk of logits, which is overwritten: on a CPU in blocks that its caches hold, each by one thread.
+
+    Left to themselves, the threads would meet after each of a dozen short operations per block, and wait there for whichever
+    the system has put aside: on a busy machine that took twenty times as long as the work.
+    """
+    if logits_NV.device.type != "cpu":
+        return [_score_block((logits_NV, ids_N), temperature)]
+    rows = max(1, _CACHED_ELEMENTS // logits_NV.shape[-1])
+    blocks = list(_pieces(logits_NV, ids_N, rows))
+    score = partial(_score_block, temperature=temperature)
+    if (threads := min(torch.get_num_threads(), len(blocks))) == 1:
+        return list(map(score, blocks))
+    with _alone_each(threads) as pool:
+        return list(pool.map(score, blocks))
+
+
+@contextmanager
+def _alone_each(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that compute without help from others."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        # What a thread sets for itself is also what the process's next threads begin with.
+        torch.set_num_threads(before)
+
+
+def _score_block(block: tuple[Tensor, Tensor | None], temperature: float) -> TokenScores:
+    logits_NV, ids_N = block
+    # These modes are each thread's own, and logits made in the one may not be overwritten outside it.
+    with torch.inference_mode(logits_NV.is_inference()), torch.no_grad():
+        return _scores_of_spare(logits_NV.to(_exact(logits_NV)), ids_N, temperature)
+
+
+def _pieces(values: Tensor, ids_N: Tensor | None, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """`rows` positions at a time; of nothing one empty piece, so that an empty response needs no case of its own."""
+    pieces = values.split(rows)
+    return zip(pieces, [None] * len(pieces) if ids_N is None else ids_N.split(rows), strict=True)
 
 
 # ---- pooled quantiles -----------------------------------------------------------------------------------------

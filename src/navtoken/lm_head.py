@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class UnknownHeadError(ValueError):
@@ -28,6 +28,9 @@ class LMHead:
     """1/logits_scaling in Granite, logit_scale in Cohere."""
     softcap: float | None = None
     """Gemma's final_logit_softcapping: z becomes c tanh(z/c)."""
+    layer: nn.Module | None = None
+    """Makes W h + b where the weight is not there to be read: offloaded, sharded or quantised. Then `weight_VD` has no
+    more than the right shape."""
 
     @classmethod
     def of(cls, model: Any, valid_vocabulary: int | None = None, check: bool = True) -> "LMHead":
@@ -41,17 +44,25 @@ class LMHead:
         if layer is None or not hasattr(layer, "weight"):
             raise UnknownHeadError(f"{type(model).__name__} has no linear LM head; load it as a causal LM")
         config = model.config.get_text_config()
-        rows = layer.weight.shape[0]
-        valid = rows if valid_vocabulary is None else valid_vocabulary
-        if not 0 < valid <= rows:
-            raise UnknownHeadError(f"valid vocabulary {valid} is not in 1..{rows}, the rows of the LM head")
-        bias = getattr(layer, "bias", None)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        full = cls(layer.weight.detach(), None if bias is None else bias.detach(), _scale_of(config), softcap)
+        full = cls._of_layer(layer, config)
+        valid = full.vocabulary if valid_vocabulary is None else valid_vocabulary
+        if not 0 < valid <= full.vocabulary:
+            raise UnknownHeadError(
+                f"valid vocabulary {valid} is not in 1..{full.vocabulary}, the rows of the LM head"
+            )
         if check:
             _check_head(full, model)
         bias_V = None if full.bias_V is None else full.bias_V[:valid]
-        return cls(full.weight_VD[:valid], bias_V, full.scale, full.softcap)
+        return cls(full.weight_VD[:valid], bias_V, full.scale, full.softcap, full.layer)
+
+    @classmethod
+    def _of_layer(cls, layer: Any, config: Any) -> "LMHead":
+        scale, softcap = _scale_of(config), getattr(config, "final_logit_softcapping", None)
+        if not _is_readable(layer):
+            shape = (config.vocab_size, config.hidden_size)
+            return cls(torch.empty(shape, device="meta"), None, scale, softcap, layer)
+        bias = getattr(layer, "bias", None)
+        return cls(layer.weight.detach(), None if bias is None else bias.detach(), scale, softcap)
 
     @property
     def vocabulary(self) -> int:
@@ -59,14 +70,28 @@ class LMHead:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """(N, D) last hidden states, after the final norm -> (N, V) logits in the head's dtype."""
-        logits_NV = torch.nn.functional.linear(
-            hidden_ND.to(self.weight_VD.device, self.weight_VD.dtype), self.weight_VD, self.bias_V
-        )
+        logits_NV = self._product(hidden_ND)
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
         if self.softcap is not None:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
+
+    def _product(self, hidden_ND: Tensor) -> Tensor:
+        if self.layer is not None:
+            logits_NV: Tensor = self.layer(hidden_ND)
+            return logits_NV[:, : self.vocabulary]
+        return torch.nn.functional.linear(
+            hidden_ND.to(self.weight_VD.device, self.weight_VD.dtype), self.weight_VD, self.bias_V
+        )
+
+
+def _is_readable(layer: Any) -> bool:
+    """Is `W h + b` all that the layer does, with a weight that lies here whole and plain?"""
+    weight = layer.weight
+    touched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and not weight.is_meta
+    return plain and not touched
 
 
 def _scale_of(config: Any) -> float:
@@ -87,17 +112,21 @@ def _check_head(head: LMHead, model: Any) -> None:
         lambda _module, _args, output: seen.update(hidden=getattr(output, "last_hidden_state", None))
     )
     try:
-        device = model.get_input_embeddings().weight.device
+        embedding = model.get_input_embeddings().weight
+        # Weights that are offloaded lie nowhere until they are used; their hooks take inputs from anywhere.
+        device = "cpu" if embedding.is_meta else embedding.device
         ids_BT = torch.arange(1, 5, device=device)[None] % head.vocabulary
-        theirs_NV = model(input_ids=ids_BT, use_cache=False).logits[0].double()
+        theirs_NV = model(input_ids=ids_BT, use_cache=False).logits[0]
     finally:
         handle.remove()
     name = type(model).__name__
     hidden_BND = seen.get("hidden")
     if hidden_BND is None:
         raise UnknownHeadError(f"{name} does not give its last hidden state; it cannot be scored in chunks")
+    rounding = torch.finfo(theirs_NV.dtype).eps
+    theirs_NV = theirs_NV.double()
     error = (head.logits(hidden_BND[0]).to(theirs_NV) - theirs_NV).abs().max().item()
-    tolerance = 16 * torch.finfo(head.weight_VD.dtype).eps * max(theirs_NV.abs().max().item(), 1e-6)
+    tolerance = 16 * rounding * max(theirs_NV.abs().max().item(), 1e-6)
     if not error <= tolerance:
         raise UnknownHeadError(
             f"{name}'s logits differ from those of its LM head by {error:.3g}; "
