@@ -28,6 +28,19 @@ COMMANDS = {
     "solve": Command("navtoken.commands.solve", "SolveOptions", "stream one answer, coloured by writer"),
     "evaluate": Command("navtoken.commands.evaluate", "EvaluateOptions", "compare policies on tasks"),
     "generate": Command("navtoken.commands.generate", "GenerateOptions", "write responses as traces"),
+    "analyze": Command("navtoken.commands.analyze", "AnalyzeOptions", "entropy patterns: which tokens fork"),
+    "score": Command(
+        "navtoken.commands.score", "ScoreOptions", "entropies of given responses under a checkpoint"
+    ),
+    "perturb": Command(
+        "navtoken.commands.perturb", "PerturbOptions", "heat forking tokens, or all the others"
+    ),
+    "drift": Command(
+        "navtoken.commands.drift", "DriftOptions", "which tokens fork before and after training"
+    ),
+    "compare": Command(
+        "navtoken.commands.compare", "CompareOptions", "forking and divergent tokens side by side"
+    ),
     "plan": Command("navtoken.commands.plan", "PlanOptions", "predict the speed of a pair from step times"),
 }
 INTERRUPTED = 130

@@ -1,48 +1,93 @@
 """The k-th smallest of any number of floats, exactly, in a few counting passes.
 
-`torch.quantile` refuses more than 2^24 elements, and sorting a pool of chunks means joining and copying it.
+`torch.quantile` refuses more than 2^24 elements, and sorting a pool of chunks means joining and copying it. Counting needs a pool
+that can be gone through again, not one that is in memory: `RankSearch` leaves the passes to whoever has the chunks.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+__all__ = ["RankSearch", "order_statistics"]
+
 _DIGIT_BITS = 16
 
 
-def order_statistics(chunks: list[Tensor], ranks: set[int]) -> dict[int, float]:
-    """The elements of the given ranks (0 the smallest), by radix selection.
+class RankSearch:
+    """The elements of given ranks, narrowed down by 16 bits of their sort keys with every pass over a pool.
 
-    `chunks` are flat, all float32 or all float64, without NaN. Each pass counts one 16-bit digit of the elements'
-    sort keys that begin with an already known prefix: two passes for float32, four for float64, and no sorted or
-    joined copy of the pool.
+    `add` every chunk, then `narrow`, and again until `finished`: two passes for float32, four for float64. The first one also
+    counts, so the ranks need not be known before its end. Memory is 512 KiB for each prefix that is still looked at.
     """
-    bits = 64 if chunks[0].dtype == torch.float64 else 32
-    # rank -> (known leading digits of its key, its rank among the elements that share them)
-    found = {rank: (0, rank) for rank in ranks}
-    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        below = _cumulative_counts(chunks, {prefix for prefix, _ in found.values()}, shift, bits)
-        for rank, (prefix, within) in found.items():
-            digit = int(torch.searchsorted(below[prefix], within, right=True))
-            before = int(below[prefix][digit - 1]) if digit else 0
-            found[rank] = ((prefix << _DIGIT_BITS) | digit, within - before)
-    return {rank: _value_of_key(key, bits) for rank, (key, _) in found.items()}
 
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self._bits = 64 if dtype == torch.float64 else 32
+        self._shift = self._bits - _DIGIT_BITS
+        # rank -> (known leading digits of its key, its rank among the elements that share them)
+        self._found: dict[int, tuple[int, int]] = {}
+        self._counts = {0: _zeros()}
+        self._size: int | None = None
 
-def _cumulative_counts(chunks: list[Tensor], prefixes: set[int], shift: int, bits: int) -> dict[int, Tensor]:
-    """For each prefix: how many elements that begin with it have a digit at `shift` up to each of its values."""
-    counts = {prefix: torch.zeros(2**_DIGIT_BITS, dtype=torch.int64) for prefix in prefixes}
-    known_bits = bits - shift - _DIGIT_BITS
-    for chunk in chunks:
-        leading = _sort_keys(chunk) >> shift
-        for prefix, total in counts.items():
+    @property
+    def size(self) -> int:
+        """Elements of the pool, as far as the first pass has come."""
+        return int(self._counts[0].sum()) if self._size is None else self._size
+
+    @property
+    def finished(self) -> bool:
+        return self._shift < 0
+
+    def ask(self, ranks: Iterable[int]) -> None:
+        """Say which ranks are wanted (0 the smallest), before the first `narrow`."""
+        self._found = {rank: (0, rank) for rank in ranks}
+
+    def add(self, chunk: Tensor) -> None:
+        """Count a flat chunk without NaN, of the dtype of the search."""
+        leading = _sort_keys(chunk) >> self._shift
+        known_bits = self._bits - self._shift - _DIGIT_BITS
+        for prefix, total in self._counts.items():
             if known_bits:
                 same = leading[(leading >> _DIGIT_BITS) == _signed(prefix, known_bits)]
                 digits = same & (2**_DIGIT_BITS - 1)
             else:
                 digits = leading + 2 ** (_DIGIT_BITS - 1)
             total += torch.bincount(digits, minlength=2**_DIGIT_BITS).cpu()
-    return {prefix: total.cumsum(0) for prefix, total in counts.items()}
+
+    def narrow(self) -> None:
+        """A pass is over: every wanted rank's next digit is known."""
+        self._size = self.size
+        below = {prefix: total.cumsum(0) for prefix, total in self._counts.items()}
+        for rank, (prefix, within) in self._found.items():
+            digit = int(torch.searchsorted(below[prefix], within, right=True))
+            before = int(below[prefix][digit - 1]) if digit else 0
+            self._found[rank] = ((prefix << _DIGIT_BITS) | digit, within - before)
+        self._shift -= _DIGIT_BITS
+        self._counts = {prefix: _zeros() for prefix, _ in self._found.values()}
+
+    def values(self) -> dict[int, float]:
+        """The elements of the wanted ranks, once `finished`."""
+        return {rank: _value_of_key(key, self._bits) for rank, (key, _) in self._found.items()}
+
+
+def order_statistics(chunks: Iterable[Tensor], ranks: set[int]) -> dict[int, float]:
+    """The elements of the given ranks (0 the smallest), by radix selection.
+
+    `chunks` are flat, all float32 or all float64, without NaN, and can be iterated over again: a list, or anything whose
+    `__iter__` starts anew.
+    """
+    search = RankSearch(next(iter(chunks)).dtype)
+    search.ask(ranks)
+    while not search.finished:
+        for chunk in chunks:
+            search.add(chunk)
+        search.narrow()
+    return search.values()
+
+
+def _zeros() -> Tensor:
+    return torch.zeros(2**_DIGIT_BITS, dtype=torch.int64)
 
 
 def _sort_keys(values: Tensor) -> Tensor:

@@ -29,9 +29,11 @@ __all__ = [
     "TraceError",
     "TraceSchemaError",
     "TraceWriter",
+    "open_shard",
     "provenance",
     "read_provenance",
     "read_traces",
+    "shard_paths",
 ]
 
 SCHEMA_VERSION = 1
@@ -197,7 +199,7 @@ class TraceWriter:
             leftover.unlink()
         shards = sorted(self.folder.glob(_PATTERN))
         for path in shards:
-            with _open(path) as file:
+            with open_shard(path) as file:
                 self._refuse_other_run(path, _provenance_of(file), fixed)
                 self._done.update(_keys(file))
         self._next_shard = 1 + max((int(path.name.split("-")[1]) for path in shards), default=-1)
@@ -254,8 +256,8 @@ def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> Itera
     `columns` limits the optional columns that are read. Raises `FileNotFoundError` where there is no shard and
     `TraceSchemaError` for a file that this version does not know.
     """
-    for shard in _shards(path):
-        with _open(shard) as file:
+    for shard in shard_paths(path):
+        with open_shard(shard) as file:
             wanted = [
                 name
                 for name in file.schema_arrow.names
@@ -268,11 +270,15 @@ def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> Itera
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
     """Provenance of a shard, or of the shard that was written last in a folder."""
-    with _open(_shards(path)[-1]) as file:
+    with open_shard(shard_paths(path)[-1]) as file:
         return _provenance_of(file)
 
 
-def _shards(path: str | Path) -> list[Path]:
+def shard_paths(path: str | Path) -> list[Path]:
+    """Files of a folder's traces in the order in which they were written, or the one file named.
+
+    Raises `FileNotFoundError` where there is none.
+    """
     path = Path(path)
     shards = sorted(path.glob(_PATTERN)) if path.is_dir() else [path] if path.is_file() else []
     if not shards:
@@ -280,18 +286,31 @@ def _shards(path: str | Path) -> list[Path]:
     return shards
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    file = pq.ParquetFile(path)
-    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    unknown = [name for name in file.schema_arrow.names if name not in COLUMNS and name not in _CORE.names]
-    if version == str(SCHEMA_VERSION) and not unknown:
-        return file
-    file.close()
-    problem = f"columns {unknown}" if version == str(SCHEMA_VERSION) else f"schema version {version}"
-    raise TraceSchemaError(
-        f"{path} has {problem}, unknown to this navtoken, which reads version {SCHEMA_VERSION}; "
-        "read it with the version of navtoken that wrote it, or write it again"
-    )
+def open_shard(path: Path) -> pq.ParquetFile:
+    """Open a shard. Raises `TraceSchemaError` for what is no Parquet file, or of a schema that this version does not know."""
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise TraceSchemaError(
+            f"{path} is no Parquet file ({' '.join(str(error).split())}); name a shard of traces, or their folder"
+        ) from error
+    if problem := _unreadable(file.schema_arrow):
+        file.close()
+        raise TraceSchemaError(
+            f"{path} has {problem}; this navtoken reads version {SCHEMA_VERSION}: read it with the version of navtoken that "
+            "wrote it, or write it again"
+        )
+    return file
+
+
+def _unreadable(schema: pa.Schema) -> str | None:
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        return f"schema version {version}"
+    if unknown := [name for name in schema.names if name not in COLUMNS and name not in _CORE.names]:
+        return f"unknown columns {unknown}"
+    lacking = [name for name in _CORE.names if name not in schema.names]
+    return f"no column '{lacking[0]}', which every trace has" if lacking else None
 
 
 def _provenance_of(file: pq.ParquetFile) -> dict[str, Any]:

@@ -51,6 +51,17 @@ def test_fractions_are_shown_in_percent(parse):
     assert "y (%)" in [text for _, text in parsed.find("text", "label")]
 
 
+def test_everything_at_a_hundred_percent_has_an_axis_with_height(parse):
+    parsed = parse(section(Curve("a", [0, 1], [1.0, 1.0]), y_percent=True).html("s"))
+    up = ticks_up(parsed)
+    assert markers(parsed)[0][1] == up[100] == min(up.values()) and len(up) > 1
+
+
+def test_a_few_percent_have_an_axis_from_nothing(parse):
+    parsed = parse(section(Curve("a", [0, 1], [0.01, 0.04]), y_percent=True).html("s"))
+    assert min(ticks_up(parsed)) == 0
+
+
 def test_missing_value_leaves_a_gap(parse):
     parsed = parse(section(Curve("a", [0, 1, 2, 3, 4], [1, 2, math.nan, 3, 4])).html("s"))
     assert paths(parsed)[0].count("M") == 2 and paths(parsed)[0].count("L") == 2

@@ -171,6 +171,7 @@ class CurvesSection:
         low, high = nice_range(min(values), max(values))
         if self.y_percent and max(values) <= 100:
             high = min(high, 100.0)
+            low = low if low < high else high - 10
         return Scale(low, high, top + _PLOT_HEIGHT, top)
 
     def _frame(self, x: Scale, y: Scale) -> Html:
