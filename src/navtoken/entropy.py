@@ -12,6 +12,7 @@ Shapes: N positions, D hidden size, V vocabulary.
 """
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -100,8 +101,13 @@ def scores_from_logits(
     return _scores_of_spare(logits_NV.to(_exact(logits_NV), copy=True), ids_N, _checked(temperature))
 
 
-def _scores_of_spare(logits_NV: Tensor, ids_N: Tensor | None, temperature: float) -> TokenScores:
-    """Scores out of (..., V) logits in full precision that nobody needs afterwards: they are overwritten."""
+def _scores_of_spare(
+    logits_NV: Tensor, ids_N: Tensor | None, temperature: float, room_NV: Tensor | None = None
+) -> TokenScores:
+    """Scores out of (..., V) logits in full precision that nobody needs afterwards: they are overwritten.
+
+    `room_NV` is as large as they are, and overwritten too; None takes it from the system.
+    """
     top_N, argmax_N = logits_NV.max(-1)
     # Everything relative to the likeliest token: all terms below are >= 0, so nothing cancels.
     gap_NV = logits_NV.sub_(top_N[..., None])
@@ -110,7 +116,7 @@ def _scores_of_spare(logits_NV: Tensor, ids_N: Tensor | None, temperature: float
     logprob_N = None if ids_N is None else gap_NV.gather(-1, ids_N.to(gap_NV.device)[..., None])[..., 0]
     # exp underflows to 0 long before; this only keeps 0 * -inf from becoming NaN.
     gap_NV.clamp_(min=-1000.0)
-    mass_NV = gap_NV.exp().scatter_(-1, argmax_N[..., None], 0.0)
+    mass_NV = torch.exp(gap_NV, out=room_NV).scatter_(-1, argmax_N[..., None], 0.0)
     rest_N = mass_NV.sum(-1)
     margin_N = (1.0 - mass_NV.amax(-1)) / (1.0 + rest_N)
     log_total_N = torch.log1p(rest_N)
@@ -190,10 +196,10 @@ def _scores_in_blocks(logits_NV: Tensor, ids_N: Tensor | None, temperature: floa
     the system has put aside: on a busy machine that took twenty times as long as the work.
     """
     if logits_NV.device.type != "cpu":
-        return [_score_block((logits_NV, ids_N), temperature)]
+        return [_score_block((logits_NV, ids_N), temperature, _Room())]
     rows = max(1, _CACHED_ELEMENTS // logits_NV.shape[-1])
     blocks = list(_pieces(logits_NV, ids_N, rows))
-    score = partial(_score_block, temperature=temperature)
+    score = partial(_score_block, temperature=temperature, room=_Room())
     if (threads := min(torch.get_num_threads(), len(blocks))) == 1:
         return list(map(score, blocks))
     with _alone_each(threads) as pool:
@@ -212,11 +218,30 @@ def _alone_each(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def _score_block(block: tuple[Tensor, Tensor | None], temperature: float) -> TokenScores:
+class _Room(threading.local):
+    """One block's worth of memory for each thread.
+
+    Asked of the system anew for every block, it never came back: between two blocks stand results that stay, and what was
+    freed in between is too small for the next aligned block. That held as much memory as all logits at once.
+    """
+
+    def __init__(self) -> None:
+        self._held: Tensor | None = None
+
+    def like(self, block_NV: Tensor) -> Tensor:
+        held_NV = self._held
+        fits = held_NV is not None and len(held_NV) >= len(block_NV)
+        if held_NV is None or not fits or held_NV.shape[1:] != block_NV.shape[1:]:
+            held_NV = self._held = torch.empty_like(block_NV)
+        return held_NV[: len(block_NV)]
+
+
+def _score_block(block: tuple[Tensor, Tensor | None], temperature: float, room: _Room) -> TokenScores:
     logits_NV, ids_N = block
     # These modes are each thread's own, and logits made in the one may not be overwritten outside it.
     with torch.inference_mode(logits_NV.is_inference()), torch.no_grad():
-        return _scores_of_spare(logits_NV.to(_exact(logits_NV)), ids_N, temperature)
+        exact_NV = logits_NV.to(_exact(logits_NV))
+        return _scores_of_spare(exact_NV, ids_N, temperature, room.like(exact_NV))
 
 
 def _pieces(values: Tensor, ids_N: Tensor | None, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:

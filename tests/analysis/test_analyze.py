@@ -61,6 +61,14 @@ def test_too_many_tasks_are_not_told_apart(tmp_path: Path) -> None:
     assert list(analyze_traces(written(tmp_path, traces)).groups) == ["all"]
 
 
+def test_outcomes_are_told_apart_after_any_number_of_tasks(tmp_path: Path) -> None:
+    traces = [small_trace([1], i, task=f"jsonl:{i}", entropy_llm=[0.1]) for i in range(30)]
+    traces.append(small_trace([1], 30, task="jsonl:30", entropy_llm=[0.3], correct=False))
+    analysis = analyze_traces(written(tmp_path, traces))
+    assert list(analysis.groups) == ["all", "right", "wrong"]
+    assert analysis.groups["wrong"].mean == pytest.approx(0.3)
+
+
 def test_only_what_is_wanted_counts(tmp_path: Path) -> None:
     traces = random_traces(30)
     analysis = analyze_traces(written(tmp_path, traces), where={"task": ["knights"]})

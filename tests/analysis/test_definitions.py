@@ -108,6 +108,16 @@ def test_labels_take_the_place_of_differences_and_count_alone() -> None:
     assert {each.target for each in found.predictions} == {"forking_llm", "differs", "divergent"}
 
 
+def test_one_labelled_problem_gives_no_interval_whatever_its_number() -> None:
+    label = np.where(np.arange(10) >= 6, 0, -1).astype(np.int8)
+    label[6] = 2
+    label[9] = -1
+    found = compare(positions(label_N=label), 0.3, Resampling(20))
+    assert found.shares["divergent"].value == pytest.approx(1 / 3)
+    assert math.isnan(found.shares["divergent"].low)
+    assert not math.isnan(found.shares["differs"].low)
+
+
 def test_rarity_is_binned_by_factors_of_two() -> None:
     token = np.repeat(np.arange(6, dtype=np.int32), [1, 2, 3, 4, 1, 9])
     differs = np.isin(token, [0, 2])

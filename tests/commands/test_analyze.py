@@ -121,6 +121,34 @@ def test_a_checkpoint_reads_what_another_wrote(
     assert other["groups"]["all"]["mean"] != own["groups"]["all"]["mean"]
 
 
+def test_what_was_scored_before_is_not_analysed_with_it(
+    pair: tuple[str, str], made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for seed in ("0", "1"):
+        part = ["--model", pair[1], *MAKE, "--seed", seed]
+        assert main(["analyze", *part, "--out", str(tmp_path / seed)]) == 0
+    capsys.readouterr()
+    both = [
+        analyzed(
+            [str(tmp_path / seed / "traces"), "--model", pair[0], "--out", str(tmp_path / "out")], capsys
+        )
+        for seed in ("0", "1")
+    ]
+    assert [result["num_responses"] for result in both] == [4, 4]
+
+
+def test_tokens_that_the_checkpoint_has_not_seen_are_scored(
+    pair: tuple[str, str], made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    with TraceWriter(tmp_path / "holes", read_provenance(made / "traces")) as writer:
+        for trace in read_traces(made / "traces"):
+            seen = np.where(np.arange(len(trace.response_ids)) % 2, trace.columns["entropy_llm"], np.nan)
+            writer.write(replace(trace, columns={"entropy_llm": seen}))
+    args = [str(tmp_path / "holes"), "--out", str(tmp_path / "out")]
+    assert analyzed(args, capsys)["num_missing"] > 0
+    assert analyzed([*args, "--model", pair[1]], capsys)["num_missing"] == 0
+
+
 def test_the_page_is_whole(made: Path) -> None:
     page = (made / "index.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -108,3 +108,14 @@ def test_what_it_refuses(checkpoints: tuple[str, str], tmp_path: Path, capsys: C
     assert "no trace has task countdown" in refused(
         [traces, *models(base, last), "--task", "countdown"], capsys
     )
+
+
+def test_a_response_of_few_tokens_has_no_empty_bins_in_words(
+    checkpoints: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    few = ["--task", "arithmetic", "--num", "1", "--max-tokens", "3", "--resamples", "0"]
+    result = run([*models(*checkpoints), *few, "--out", str(tmp_path)], capsys)
+    assert result["num_tokens"] <= 3
+    page = (tmp_path / "index.html").read_text()
+    assert "nan" not in " ".join(result["findings"])
+    assert "nan nats" not in page

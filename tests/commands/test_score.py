@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from navtoken.analysis.scoring import ScoringError
 from navtoken.checkpoints import ModelPair
 from navtoken.cli import main
 from navtoken.commands import score
@@ -112,6 +113,16 @@ def test_a_folder_takes_the_scores_of_one_checkpoint(pair: ModelPair, traces: Pa
         run(pair, traces, tmp_path / "out", reader=0)
     with pytest.raises(TraceError, match="scores_llm.*now it is.*scores_slm"):
         run(pair, traces, tmp_path / "out", whose="slm")
+
+
+def test_another_response_of_the_same_name_is_refused(pair: ModelPair, traces: Path, tmp_path: Path) -> None:
+    run(pair, traces, tmp_path / "out")
+    with TraceWriter(tmp_path / "others", read_provenance(traces)) as writer:
+        for trace in read_traces(traces):
+            changed = list(reversed(trace.response_ids))
+            writer.write(replace(trace, response_ids=changed))
+    with pytest.raises(ScoringError, match="scores of another response as .* name another folder"):
+        run(pair, tmp_path / "others", tmp_path / "out")
 
 
 # ---- the command line ------------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ NUM_BINS = 2048
 """Up to 20 nats, more than any vocabulary's largest entropy."""
 MOST_TASKS = 12
 """With more tasks than this none is counted on its own."""
-MOST_GROUPS = 1 + len(OUTCOMES) + MOST_TASKS + 1
-"""Groups counted: enough to know that there are too many tasks."""
+TASK = "task "
+"""Begins the name of a task's group."""
 
 
 class PatternError(ValueError):
@@ -220,7 +220,7 @@ class _Counting:
         values_N, known_N = batch[self.column], _known(batch[self.column])
         self.profile.add(batch, values_N, known_N)
         for group, own in _groups(batch, values_N, known_N):
-            if group not in self.groups and len(self.groups) >= MOST_GROUPS:
+            if group not in self.groups and self._is_surplus(group):
                 continue
             self.groups.setdefault(group, _Group()).add(own, self.options.certain)
             self.quantiles.add(group, own)
@@ -233,6 +233,10 @@ class _Counting:
         self.num_responses += len(batch.lengths)
         self.num_tokens += len(values_N)
         self.num_missing += batch.num_tokens - len(values_N)
+
+    def _is_surplus(self, group: str) -> bool:
+        """Is it a task, where there are known to be too many already?"""
+        return group.startswith(TASK) and sum(name.startswith(TASK) for name in self.groups) > MOST_TASKS
 
     def result(self, lines: dict[str, float], examples: Iterator[TokenBatch]) -> Analysis:
         """The analysis, given the percentile of each group and the traces once more."""
@@ -256,7 +260,7 @@ class _Counting:
     def _telling(self, lines: dict[str, float]) -> list[str]:
         """Groups that say something: more than one of their kind, and not too many."""
         outcomes = [name for name in OUTCOMES if name in lines]
-        tasks = sorted(name for name in lines if name.startswith("task "))
+        tasks = sorted(name for name in lines if name.startswith(TASK))
         return [
             ALL,
             *(outcomes if len(outcomes) > 1 else ()),
@@ -292,7 +296,7 @@ def _groups(
         yield OUTCOMES[number], _of(batch, outcome_R == number, values_N, known_N)
     task_R = np.array(batch["task"], dtype=object)
     for task in dict.fromkeys(batch["task"]):
-        yield f"task {task}", _of(batch, task_R == task, values_N, known_N)
+        yield f"{TASK}{task}", _of(batch, task_R == task, values_N, known_N)
 
 
 def _of(

@@ -112,6 +112,12 @@ class Positions:
             return self.label_N >= 0
         return np.ones(len(self.token_N), dtype=bool)
 
+    def clusters(self, counted_N: Mask) -> NDArray[np.int32]:
+        """Problems of the positions that count, numbered without gaps: one that has no such position cannot be drawn."""
+        own = self.cluster_N[counted_N]
+        number_C = np.cumsum(np.bincount(own) > 0, dtype=np.int32) - 1
+        return np.asarray(number_C[own], dtype=np.int32)
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -232,7 +238,7 @@ def _same(signal: str, target: str) -> bool:
 def _shares(positions: Positions, sets: Mapping[str, Mask], resampling: Resampling) -> dict[str, Interval]:
     counted = {name: positions.counted(name) for name in sets}
     return {
-        name: _share(mask[counted[name]], positions.cluster_N[counted[name]], resampling)
+        name: _share(mask[counted[name]], positions.clusters(counted[name]), resampling)
         for name, mask in sets.items()
     }
 
@@ -258,14 +264,14 @@ def _equal_size(
 def _overlap(
     positions: Positions, found_N: Mask, wanted_N: Mask, counted_N: Mask, resampling: Resampling
 ) -> Overlap:
-    return overlap(found_N[counted_N], wanted_N[counted_N], positions.cluster_N[counted_N], resampling)
+    return overlap(found_N[counted_N], wanted_N[counted_N], positions.clusters(counted_N), resampling)
 
 
 def _prediction(
     positions: Positions, signal_N: Floats, signal: str, target_N: Mask, target: str, resampling: Resampling
 ) -> Prediction:
     counted = positions.counted(target)
-    ranked = Ranked.of(signal_N[counted], target_N[counted], positions.cluster_N[counted])
+    ranked = Ranked.of(signal_N[counted], target_N[counted], positions.clusters(counted))
     return Prediction(
         signal, target, ranked.areas(resampling), float(target_N[counted].mean()), ranked.curve()
     )
@@ -314,7 +320,7 @@ def _corners(
     return [
         Corner(
             name,
-            _share(mask[counted], positions.cluster_N[counted], resampling),
+            _share(mask[counted], positions.clusters(counted), resampling),
             [
                 Item(item.token_id, item.count, item.total, tuple(int(where[i]) for i in item.examples))
                 for item in typical_items(positions.token_N[counted], mask[counted], num_items, min_count)

@@ -4,6 +4,7 @@ The responses are given, or made first; where their entropies are not known, or 
 finds them. All of it lies in the command's folder, so that an interrupted run goes on.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tyro
 from rich.console import Console
 from transformers import AutoTokenizer
@@ -178,7 +180,7 @@ def _given(options: AnalyzeOptions, path: Path, progress: Console) -> Source:
         raise OptionError(
             f"the traces at {path} have no entropies and do not say who wrote them; name a checkpoint with model"
         )
-    if there and (known := _known_column(path, reader, there)):
+    if there and (known := _known_column(path, where, reader, there)):
         return Source(path, known, where, reader, None)
     return _scored(options, path, where, reader, progress)
 
@@ -186,7 +188,8 @@ def _given(options: AnalyzeOptions, path: Path, progress: Console) -> Source:
 def _scored(options: AnalyzeOptions, path: Path, where: Where, reader: str, progress: Console) -> Source:
     """Copies of the traces, scored by `reader`."""
     loaded = options.models.load_alone(reader).llm
-    copies = options.out / "scored"
+    # A folder of traces has its own: what others were scored here must not be analysed with them.
+    copies = options.out / "scored" / hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     scoring = score.ScoreOptions(
         path,
         reader,
@@ -199,16 +202,21 @@ def _scored(options: AnalyzeOptions, path: Path, where: Where, reader: str, prog
     return Source(copies, "entropy_llm", where, reader, loaded.tokenizer)
 
 
-def _known_column(path: Path, reader: str, there: Sequence[str]) -> str | None:
-    """The column, of those that are there, that the very weights of `reader` have filled already."""
+def _known_column(path: Path, where: Where, reader: str, there: Sequence[str]) -> str | None:
+    """The column, of those that are there, that the very weights of `reader` have filled already, at every token."""
     own = fingerprint(resolve_folder(reader))
     found = _fingerprints(path)
     for column in there:
         whose = column.removeprefix("entropy_")
         # Who scored a column later replaced what stood there.
-        if found.get(f"scores_{whose}", found.get(whose)) == own:
+        if found.get(f"scores_{whose}", found.get(whose)) == own and _is_whole(path, where, column):
             return column
     return None
+
+
+def _is_whole(path: Path, where: Where, column: str) -> bool:
+    batches = stream_columns(path, (column,), where=where)
+    return not any(np.isnan(batch[column]).any() for batch in batches)
 
 
 def _writer(path: Path, where: Where) -> str | None:

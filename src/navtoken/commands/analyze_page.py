@@ -125,7 +125,7 @@ def tokens_as_json(analysis: Analysis, texts: TokenTexts) -> dict[str, Any]:
 
 
 def telling_traces(traces: Iterable[Trace], column: str) -> list[Trace]:
-    """Of each task the first right and the first wrong response that have `column`; to one problem, where there are such."""
+    """Of each task the first right and the first wrong response that have `column`."""
     kept: dict[tuple[str, bool | None], list[Trace]] = {}
     for trace in traces:
         own = kept.setdefault((trace.task, trace.correct), [])

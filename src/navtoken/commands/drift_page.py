@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from navtoken.analysis.drift import NUM_BINS, PERCENTILES, Checkpoint, Drift, Shift
+from navtoken.analysis.ranking import Interval
 from navtoken.commands.compare_page import curve
 from navtoken.commands.frozen_responses import Speller, percent, spread_of
 from navtoken.report import (
@@ -75,7 +76,7 @@ def write_page(
 
 def findings(found: Drift, speller: Speller) -> list[str]:
     """What the drift shows, a sentence each."""
-    lowest, highest = found.checkpoints[-1].size_by_bin[0], found.checkpoints[-1].size_by_bin[-1]
+    sizes = _known(found.checkpoints[-1].size_by_bin)
     sentences = [
         _headline(found) + ".",
         (
@@ -83,14 +84,14 @@ def findings(found: Drift, speller: Speller) -> list[str]:
             f"{found.num_returned:,} of them end where they began."
         ),
         (
-            f"Entropies change by {highest.value:.3f} nats on average at the 5 % of positions with the highest base entropy, and by "
-            f"{lowest.value:.5f} at the 5 % with the lowest."
+            f"Entropies change by {sizes[-1]:.3f} nats on average at the 5 % of positions with the highest base entropy, and by "
+            f"{sizes[0]:.5f} at the 5 % with the lowest."
         ),
     ]
     for words, shifts in (("Leave most, net", found.leaving), ("Enter most, net", found.entering)):
         if shifts:
             named = ", ".join(
-                f"{token_text(speller.token(each.token_id))} {each.net:+,}" for each in shifts[:8]
+                f"“{token_text(speller.token(each.token_id))}” {each.net:+,}" for each in shifts[:8]
             )
             sentences.append(f"{words}: {named}.")
     return sentences
@@ -131,10 +132,9 @@ def change_section(found: Drift) -> CurvesSection:
     """Mean entropy change by 5 % bin of base entropy, for a few checkpoints."""
     places = [100 * (index + 0.5) / NUM_BINS for index in range(NUM_BINS)]
     last = found.checkpoints[-1]
-    change = last.change_by_bin[-1].value
-    verb = "gain" if change > 0 else "lose"
     return CurvesSection(
-        f"The most uncertain 5 % of positions {verb} {abs(change):.2f} nats, the lower half {abs(_half(last)):.4f}",
+        f"The most uncertain 5 % of positions {_moved(_known(last.change_by_bin)[-1], 2)} nats, "
+        f"the lower half {_moved(_half(last), 4)}",
         [curve(each.name, places, each.change_by_bin) for each in _some(found.checkpoints[1:])],
         "positions by base entropy (percentile)",
         "mean change of entropy (nats)",
@@ -223,8 +223,17 @@ def checkpoints_section(found: Drift) -> TableSection:
 
 
 def _half(checkpoint: Checkpoint) -> float:
-    known = [each.value for each in checkpoint.change_by_bin[: NUM_BINS // 2] if not math.isnan(each.value)]
-    return sum(known) / len(known) if known else math.nan
+    known = _known(checkpoint.change_by_bin[: NUM_BINS // 2])
+    return sum(known) / len(known)
+
+
+def _known(bins: Sequence[Interval]) -> list[float]:
+    """Values by bin, the empty ones left out: with fewer positions than bins there are such, but never the lowest."""
+    return [each.value for each in bins if not math.isnan(each.value)]
+
+
+def _moved(change: float, digits: int) -> str:
+    return f"{'gain' if change > 0 else 'lose'} {abs(change):.{digits}f}"
 
 
 def _some(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:

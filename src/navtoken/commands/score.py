@@ -5,7 +5,7 @@ tokens under the checkpoint. The folder is the only state: run again, it goes on
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from navtoken.analysis.columns import num_responses
+from navtoken.analysis.columns import num_responses, stream_columns
 from navtoken.analysis.scoring import (
     BATCH_TOKENS,
     ScoringError,
@@ -30,7 +30,7 @@ from navtoken.commands.surroundings import progress_console
 from navtoken.generation.options import SMALL
 from navtoken.placement import Placement
 from navtoken.provenance import provenance
-from navtoken.trace import Trace, TraceWriter, read_provenance, read_traces
+from navtoken.trace import Key, Trace, TraceWriter, read_provenance, read_traces
 
 FIXED = ("whose", "dtype")
 """Arguments that all traces of a folder share, besides the fingerprints."""
@@ -119,7 +119,7 @@ def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = No
     tally, started = _Tally(whose), perf_counter()
     with TraceWriter(options.out, record, fixed=FIXED) as writer, _progress(progress) as bars:
         bar = bars.add_task(f"scoring with {options.model}", total=total)
-        missing = _missing(options.traces, writer, lambda: bars.advance(bar))
+        missing = _missing(options, _written(writer), lambda: bars.advance(bar))
         flushed = monotonic()
         for trace in scored_traces(missing, loaded, whose, options.batch_tokens, same_tokenizer):
             writer.write(trace)
@@ -157,13 +157,36 @@ def _checked_total(options: ScoreOptions) -> int:
     return total
 
 
-def _missing(path: Path, writer: TraceWriter, skipped: Callable[[], object]) -> Iterator[Trace]:
-    done = writer.done()
-    for trace in read_traces(path):
-        if trace.key in done:
+def _written(writer: TraceWriter) -> dict[Key, int]:
+    """What lies in the writer's folder: hashes of the responses' tokens."""
+    if not writer.done():
+        return {}
+    known: dict[Key, int] = {}
+    for batch in stream_columns(writer.folder, ("policy", "task", "problem_id", "sample", "response_ids")):
+        keys = zip(*(batch[name] for name in ("policy", "task", "problem_id", "sample")), strict=True)
+        for key, start, length in zip(keys, batch.starts, batch.lengths, strict=True):
+            known[key] = _hash(batch["response_ids"][start : start + length])
+    return known
+
+
+def _hash(ids: Sequence[int]) -> int:
+    return hash(np.asarray(ids, dtype=np.int32).tobytes())
+
+
+def _missing(
+    options: ScoreOptions, written: dict[Key, int], skipped: Callable[[], object]
+) -> Iterator[Trace]:
+    """The traces without scores. Raises `ScoringError` where another response has scores under a trace's key."""
+    for trace in read_traces(options.traces):
+        if trace.key not in written:
+            yield trace
+        elif written[trace.key] == _hash(trace.response_ids):
             skipped()
         else:
-            yield trace
+            raise ScoringError(
+                f"{options.out} has the scores of another response as {trace.key} than {options.traces}; name another "
+                "folder with --out"
+            )
 
 
 def _whose(source: dict[str, Any], loaded: LoadedModel) -> Whose:
