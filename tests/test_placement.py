@@ -68,6 +68,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sharded(pairs: Path) -> tuple[list[dict[str, Any]], str]:
     """What each of two gloo ranks found, and what they printed."""
+    if torch.accelerator.current_accelerator() is not None:
+        pytest.skip("this torch is built for an accelerator, and transformers puts ranks there, found or not")
     here = Path(__file__).parent
     script = [str(here / "tensor_parallel_run.py"), str(pairs), *KINDS]
     arguments = ["--standalone", "--nproc-per-node", "2", "--", *script]
@@ -130,6 +132,18 @@ def test_one_rank_speaks_and_writes(pairs: Path, sharded: tuple[list[dict[str, A
     assert len(keys) == len(set(keys)) == 6
     expected = {trace.key: trace.response_ids for trace in read_traces(pairs / "alone")}
     assert {trace.key: trace.response_ids for trace in traces} == expected
+
+
+def test_ranks_on_a_cpu_need_a_build_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers asks what torch was built for, not what there is."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    for there, remedy in (
+        (False, "there is none, so install a build of torch for CPUs"),
+        (True, "--device cuda"),
+    ):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        with pytest.raises(PlacementError, match=f"run on 'cuda' here, and 'cpu' is asked for; .*{remedy}"):
+            Placement(device="cpu", tp=2)._check_rank_devices()
 
 
 def test_more_ranks_than_processes_names_the_command(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,12 +124,16 @@ class Placement:
         return device
 
     def _check_rank_devices(self) -> None:
-        """`transformers` puts shards on the accelerator that torch finds, whatever it is told."""
+        """`transformers` puts shards on the accelerator that torch was built for, whatever it is told."""
         accelerator = torch.accelerator.current_accelerator()
         found = "cpu" if accelerator is None else accelerator.type
         if found != torch.device(self.device).type:
+            there = accelerator is None or torch.accelerator.is_available()
+            remedy = (
+                f"give --device {found}" if there else "there is none, so install a build of torch for CPUs"
+            )
             raise PlacementError(
-                f"ranks of tensor parallelism run on '{found}' here, and '{self.device}' is asked for; give --device {found}"
+                f"ranks of tensor parallelism run on '{found}' here, and '{self.device}' is asked for; {remedy}"
             )
 
 

@@ -75,7 +75,8 @@ def test_decode_puts_every_row_beside_its_ceilings(
         "1 row: routed at 0.13, of the roofline",
         "16 rows: LLM alone / generate",
     }
-    assert result["provenance"]["versions"]["torch"] == torch.__version__
+    # A build from PyPI names itself 2.13.0 to installers and 2.13.0+cu130 to programs.
+    assert torch.__version__.startswith(result["provenance"]["versions"]["torch"])
 
 
 def test_rows_are_those_that_a_concurrency_is_about() -> None:

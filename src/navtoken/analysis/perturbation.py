@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from navtoken.checkpoints import ModelPair
-from navtoken.engine import Costs, SamplingParams
+from navtoken.engine import Costs, EngineOptions, SamplingParams
 from navtoken.entropy import exact_quantile
 from navtoken.evaluation.metrics import Row, Tally, mean_and_error
 from navtoken.generation import Cell, GenerateOptions, GenerationOptions, ModelOptions, generate
@@ -71,7 +71,9 @@ BASE = Point(1.0, 1.0)
 
 
 def _generation() -> GenerationOptions:
-    return GenerationOptions(task=("countdown",), policy=("llm",), samples=4)
+    # The page shows what else a token might have been.
+    engine = EngineOptions(num_alternatives=5)
+    return GenerationOptions(task=("countdown",), policy=("llm",), samples=4, engine=engine)
 
 
 @dataclass(frozen=True)
