@@ -136,14 +136,14 @@ def run_candidate(candidate: str, folder: Path, cores: int) -> Run:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     pa.set_cpu_count(cores)
-    held = peak_bytes()
+    held = peak_memory_bytes()
     start, cpu_start = time.perf_counter(), time.process_time()
     percentile = WORK[candidate](folder)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_memory_bytes(),
         "held_before_bytes": held,
         "percentile": percentile,
     }
@@ -184,16 +184,6 @@ WORK: dict[str, Callable[[Path], float]] = {
     "in memory": hold_in_memory,
     "a tenth": analyse_a_tenth,
 }
-
-
-def peak_bytes() -> int:
-    """The most resident memory of this program; `ru_maxrss` would count the process that started it too."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return peak_memory_bytes()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def write_traces(folder: Path, options: Options) -> None:

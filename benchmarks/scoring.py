@@ -282,14 +282,7 @@ def _resident_bytes(device: str) -> int:
 
 
 def _peak_bytes(device: str) -> int:
-    if device != "cpu":
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_memory_bytes()
-    # Unlike getrusage's, this mark is of the process's own memory only, not of what started it.
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak_memory_bytes() if device == "cpu" else int(torch.cuda.max_memory_allocated())
 
 
 # ---- what is told ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ Shapes: N tokens of a batch.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from navtoken.analysis.tokens import TokenTables, TokenTally, find_contexts
 
 __all__ = ["Analysis", "EntropyCounts", "PatternError", "PatternOptions", "analyze_traces", "entropy_column"]
 
-Whose = Literal["slm", "llm"]
 
 ALL = "all"
 BIN_WIDTH = 0.01

@@ -23,8 +23,8 @@ from navtoken.analysis.scoring import ForeignVocabularyError
 from navtoken.checkpoints import CheckpointError, fingerprint, resolve_folder
 from navtoken.commands import score
 from navtoken.commands.analyze_page import TokenTexts, findings, telling_traces, tokens_as_json, write_page
-from navtoken.commands.frozen_responses import plain, progress_bars
-from navtoken.commands.surroundings import progress_console
+from navtoken.commands.frozen_responses import NUM_ALTERNATIVES, plain
+from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.generation import GenerateOptions, GenerationOptions, ModelOptions, generate
@@ -34,8 +34,6 @@ from navtoken.provenance import provenance
 from navtoken.report.markup import write_whole
 from navtoken.trace import Trace, read_provenance, read_traces
 
-NUM_ALTERNATIVES = 5
-"""Recorded per token of responses made here, for the page."""
 NUM_PROBES = 16
 """Responses whose text must be what the tokenizer makes of their ids."""
 NUM_CANDIDATES = 400

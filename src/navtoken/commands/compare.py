@@ -26,10 +26,9 @@ from navtoken.commands.frozen_responses import (
     made_responses,
     percent,
     plain,
-    progress_bars,
     shown_traces,
 )
-from navtoken.commands.surroundings import progress_console
+from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.engine.options import OptionError
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.provenance import provenance

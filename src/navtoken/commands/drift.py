@@ -27,11 +27,10 @@ from navtoken.commands.frozen_responses import (
     Speller,
     made_responses,
     plain,
-    progress_bars,
     shown_traces,
     spread_of,
 )
-from navtoken.commands.surroundings import progress_console
+from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.engine.options import OptionError
 from navtoken.generation import ModelOptions
 from navtoken.generation.options import SMALL

@@ -13,7 +13,6 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navtoken.analysis.frozen import Chosen, FrozenSet
 from navtoken.analysis.ranking import Interval
@@ -92,12 +91,6 @@ def made_responses(
     """Have the pair's LLM answer what `folder` lacks; returns exactly what was asked for, whatever else is there."""
     cells = generate(GenerateOptions(models, generation, folder), pair, progress)
     return Chosen(folder, keys=frozenset(key for cell in cells for key in cell.keys))
-
-
-def progress_bars(console: Console) -> Progress:
-    """Bars on a terminal, nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from navtoken.analysis.columns import num_responses, stream_columns
 from navtoken.analysis.scoring import (
@@ -26,7 +25,7 @@ from navtoken.analysis.scoring import (
     tokenizer_fingerprint,
 )
 from navtoken.checkpoints import LoadedModel, load_model
-from navtoken.commands.surroundings import progress_console
+from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.generation.options import SMALL
 from navtoken.placement import Placement
 from navtoken.provenance import provenance
@@ -117,7 +116,7 @@ def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = No
     record = _provenance(options, source, loaded, whose)
     same_tokenizer = _fingerprints(source).get("tokenizer") == record["fingerprints"]["tokenizer"]
     tally, started = _Tally(whose), perf_counter()
-    with TraceWriter(options.out, record, fixed=FIXED) as writer, _progress(progress) as bars:
+    with TraceWriter(options.out, record, fixed=FIXED) as writer, progress_bars(progress) as bars:
         bar = bars.add_task(f"scoring with {options.model}", total=total)
         missing = _missing(options, _written(writer), lambda: bars.advance(bar))
         flushed = monotonic()
@@ -206,11 +205,6 @@ def _provenance(
 
 def _fingerprints(source: dict[str, Any]) -> dict[str, str]:
     return source.get("fingerprints") or {}
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _print(console: Console, result: dict[str, Any]) -> None:
