@@ -1,6 +1,8 @@
 # Each target works alone on a fresh clone with Python >= 3.11 and make: it creates .venv and installs what it needs.
 
 PYTHON ?= python3
+# Test processes. Models of tests are tiny: a second thread of one process would only wait.
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
@@ -11,7 +13,7 @@ demo: $(STAMPS)/run
 	$(BIN)/navtoken demo $(ARGS)
 
 test: $(STAMPS)/dev
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMPS)/dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(ARGS)

@@ -27,7 +27,9 @@ from navtoken.engine.runner import Extension, Runner
 from navtoken.engine.sequence import Sequence
 from navtoken.model_card import ModelCard
 from navtoken.policies import Policy, Purpose, Writer, uniform
-from navtoken.policies.rules import RandomPolicy
+from navtoken.policies.hindsight import HindsightPolicy
+from navtoken.policies.r_stitch import RStitchPolicy
+from navtoken.policies.rules import EntropyPolicy, RandomPolicy
 from navtoken.policies.speculative import SpeculativePolicy
 
 EOS = 0
@@ -202,10 +204,20 @@ class Reference:
         self.token_ids = list(request.token_ids[: request.prompt_len])
         self.writers: list[int] = []
         self.finish_reason: str | None = None
-        policy = request.policy
-        decode = self._speculate if isinstance(policy, SpeculativePolicy) else self._route
+        self.control = Writer.SLM
+        decode = self._decoder(request.policy)
         while self.finish_reason is None:
-            decode(policy)
+            decode(request.policy)
+
+    def _decoder(self, policy: Policy) -> Any:
+        for kind, decode in (
+            (SpeculativePolicy, self._speculate),
+            (HindsightPolicy, self._look_back),
+            (RStitchPolicy, self._stitch),
+        ):
+            if isinstance(policy, kind):
+                return decode
+        return self._route
 
     @property
     def response_ids(self) -> list[int]:
@@ -236,10 +248,51 @@ class Reference:
 
     def _route(self, policy: Policy) -> None:
         writer = next(iter(policy.models))
-        if isinstance(policy, RandomPolicy):
-            writer = Writer(int(self._noise(Purpose.ROUTING) < policy.probability))
+        if len(policy.models) == 2:
+            writer = Writer(int(self._hands_over(policy, self.token_ids)))
+        self._write(writer)
+
+    def _hands_over(self, rule: Policy | None, token_ids: Seq[int]) -> bool:
+        """Does a rule that routes hand the next token over to the LLM?"""
+        if isinstance(rule, RandomPolicy):
+            return self._noise(Purpose.ROUTING, len(token_ids)) < rule.probability
+        if isinstance(rule, EntropyPolicy):
+            assert rule.threshold is not None
+            return _entropy(plain_probs(Writer.SLM, token_ids)) > rule.threshold
+        assert rule is None, "the reference does not know this rule"
+        return False
+
+    def _stitch(self, policy: RStitchPolicy) -> None:
+        assert policy.threshold is not None
+        most = policy.threshold * np.log(VOCAB)
+        if self.control is Writer.SLM and _entropy(plain_probs(Writer.SLM, self.token_ids)) > most:
+            self.control = Writer.LLM
+        writer = self.control
+        if writer is Writer.LLM and _entropy(plain_probs(Writer.LLM, self.token_ids)) <= most:
+            self.control = Writer.SLM
+        self._write(writer)
+
+    def _look_back(self, policy: HindsightPolicy) -> None:
+        drafted, num = list(self.token_ids), 0
+        while num < policy.every and not self._hands_over(policy.base, drafted):
+            drafted.append(self._next(Writer.SLM, drafted))
+            num += 1
+            if self._end(drafted):
+                break
+        for draft in drafted[len(self.token_ids) :]:
+            if plain_probs(Writer.LLM, self.token_ids)[draft] < policy.eps:
+                break
+            self._append(draft, Writer.SLM)
+            if self.finish_reason is not None:
+                return
+        self._write(Writer.LLM)
+
+    def _write(self, writer: Writer) -> None:
+        self._append(self._next(writer, self.token_ids), writer)
+
+    def _next(self, writer: Writer, token_ids: Seq[int]) -> int:
         purpose = Purpose.LLM_WRITE if writer is Writer.LLM else Purpose.DRAFT
-        self._append(_pick(self.probs(writer, self.token_ids), self._noise(purpose)), writer)
+        return _pick(self.probs(writer, token_ids), self._noise(purpose, len(token_ids)))
 
     def _speculate(self, policy: SpeculativePolicy) -> None:
         state = self.__dict__.setdefault("state", policy.start([]))
@@ -282,11 +335,23 @@ class Reference:
         return float(uniform(*(np.array([part]) for part in key), purpose)[0])
 
 
+def plain_probs(model: Writer, token_ids: Seq[int]) -> np.ndarray:
+    """A model's probabilities of the next token at T = 1, without sampling parameters, (V,)."""
+    return _softmax(fake_logits(model, held_after(tuple(token_ids))).numpy())
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    probs: np.ndarray = np.exp(logits - logits.max())
+    return probs / probs.sum()
+
+
+def _entropy(probs: np.ndarray) -> float:
+    return float(-(probs * np.log(probs)).sum())
+
+
 def _temperature(sampling: SamplingParams, logits: np.ndarray) -> float:
     """By the entropy of the logits as the model gave them, where forking tokens have a temperature of their own."""
-    probs = np.exp(logits - logits.max())
-    probs /= probs.sum()
-    if sampling.fork_threshold is None or -(probs * np.log(probs)).sum() <= sampling.fork_threshold:
+    if sampling.fork_threshold is None or _entropy(_softmax(logits)) <= sampling.fork_threshold:
         return sampling.temperature
     assert sampling.fork_temperature is not None
     return sampling.fork_temperature

@@ -19,6 +19,10 @@ POLICIES = (
     "speculative:3",
     "speculative:8",
     "speculative:auto",
+    "r-stitch:0.85",
+    "hindsight:0.03,every=3",
+    "hindsight:0.08,entropy=2.1",
+    "hindsight:0.05,random=0.2,every=5",
 )
 
 CHOICES: dict[str, tuple] = {

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from fake_engine import FakeEngine
+from navtoken.checkpoints import ModelPair
 from navtoken.engine import EngineOptions, Prefix, SamplingParams
 from navtoken.engine.budget import CPU_PART, GIB, cache_tokens
 from navtoken.engine.options import OptionError
-from navtoken.policies import make_policy
+from navtoken.policies import Writer, make_policy
 from tiny_models import CONTEXT, tiny_pair
 
 UNENDING = SamplingParams(ignore_eos=True)
@@ -93,4 +94,8 @@ def test_caches_take_half_of_what_is_free_and_no_more_than_rows_can_fill(
     assert cache_tokens(pair, EngineOptions(max_rows=2, block_size=8)) == 2 * (CONTEXT + 16)
     wanted = EngineOptions(max_rows=64, cache_gib=500 * per_token / GIB)
     assert cache_tokens(pair, wanted) == 500
+    # One model in place of the pair needs one cache, if only one half of the pair runs.
+    alone = ModelPair(pair.llm, pair.llm)
+    own = EngineOptions(max_rows=64, cache_gib=500 * pair.llm.card.kv_bytes / GIB)
+    assert [cache_tokens(alone, own, running) for running in ({Writer.LLM}, set(Writer))] == [500, 250]
     assert torch.device("cpu") == pair.slm.device

@@ -30,7 +30,7 @@ RULES = {
     "greedy forks": SamplingParams(1.3, fork_threshold=THRESHOLD, fork_temperature=0.0, ignore_eos=True),
     "greedy others": SamplingParams(0.0, fork_threshold=THRESHOLD, fork_temperature=1.5, ignore_eos=True),
 }
-POLICIES = ("slm", "llm", "random:0.5", "speculative:3")
+POLICIES = ("slm", "llm", "random:0.5", "speculative:3", "r-stitch:0.85", "hindsight:0.05,random=0.3")
 
 
 def doubles(*values: float) -> Tensor:

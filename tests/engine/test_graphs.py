@@ -126,7 +126,17 @@ def check_same(eager: Engine, captured: Engine, sampling: SamplingParams, texts:
 
 @pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize(
-    "policy", ["slm", "llm", "random:0.3", "entropy:1.0", "llm-prob:0.1", "speculative:3"]
+    "policy",
+    [
+        "slm",
+        "llm",
+        "random:0.3",
+        "entropy:1.0",
+        "llm-prob:0.1",
+        "speculative:3",
+        "r-stitch:0.5",
+        "hindsight:0.05,entropy=1.0",
+    ],
 )
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_graphs_write_what_eager_passes_write(kind: str, policy: str, sampling: str) -> None:
@@ -136,7 +146,7 @@ def test_graphs_write_what_eager_passes_write(kind: str, policy: str, sampling: 
     check_same(Engine(pair, make_policy(policy), options), captured, params, prompts(7, longest=30))
     judged = [judge for _, judge in captured.keys if judge is not None]
     assert bool(judged) == (not policy.startswith("speculative"))
-    assert all(judge.policy == make_policy(policy) for judge in judged)
+    assert all(judge.policy == captured.policy for judge in judged)
     assert captured.tape.num_replays == sum(captured.ledger.models[model].passes for model in Writer)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from navtoken.engine import SamplingParams, Sequence
 from navtoken.engine.blocks import BlockPool, OutOfBlocks
 from navtoken.engine.memory import Memory, Prefix
+from navtoken.engine.options import OptionError
 from navtoken.engine.sequence import Written
 from navtoken.policies import Writer, make_policy
 
@@ -187,3 +188,74 @@ def test_a_leak_is_seen() -> None:
     filled.memory.pools[0].share([filled.rows[0].tables[0][0]])
     with pytest.raises(AssertionError):
         filled.memory.check(filled.rows)
+
+
+def test_rows_fork_off_anywhere_in_a_prefix() -> None:
+    filled = Filled(20)
+    text = list(range(11))
+    prefix = Prefix(11, text)
+    filled.memory.hold(prefix)
+    for number, length in enumerate((11, 6, 3)):
+        row = row_of(number, [*text[:length], 90 + number])
+        filled.memory.join(row, prefix, length)
+        filled.rows.append(row)
+    first, second, third = filled.rows
+    assert filled.memory.lacks_prefix(second, Writer.LLM)
+    filled.extend(first, Writer.LLM, 12)
+    assert prefix.cached_len == [0, 11]
+    for row, length in ((second, 6), (third, 3)):
+        assert not filled.memory.lacks_prefix(row, Writer.LLM)
+        filled.memory.take(row, Writer.LLM)
+        assert row.cached_len == [0, length]
+        filled.extend(row, Writer.LLM, length + 1)
+        assert filled.held(Writer.LLM, row.tables[Writer.LLM], length + 1) == [
+            tuple(row.token_ids[: position + 1]) for position in range(length + 1)
+        ]
+    for row in filled.rows:
+        filled.memory.leave(row)
+    # Held: whoever comes next finds it.
+    assert filled.memory.prefixes == [prefix]
+    assert filled.held(Writer.LLM, prefix.tables[Writer.LLM], 11) == [
+        tuple(text[: position + 1]) for position in range(11)
+    ]
+    filled.memory.let_go(prefix)
+    assert all(pool.num_used == 0 for pool in filled.memory.pools)
+
+
+def test_a_row_that_has_less_of_a_prefix_donates_that_and_one_with_more_the_rest() -> None:
+    filled = Filled(20)
+    prefix = Prefix(10, list(range(10)))
+    short, long = row_of(0, [*range(4), 50]), row_of(1, [*range(10), 51])
+    filled.rows += [short, long]
+    filled.memory.join(short, prefix, 4)
+    filled.memory.join(long, prefix, 10)
+    filled.extend(short, Writer.SLM, 5)
+    assert prefix.cached_len == [4, 0]
+    assert not filled.memory.lacks_prefix(short, Writer.SLM)
+    assert filled.memory.lacks_prefix(long, Writer.SLM)
+    filled.memory.take(long, Writer.SLM)
+    filled.extend(long, Writer.SLM, 11)
+    assert prefix.cached_len == [10, 0]
+    filled.memory.check(filled.rows)
+    assert filled.held(Writer.SLM, long.tables[Writer.SLM], 11) == [
+        tuple(long.token_ids[: position + 1]) for position in range(11)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length", "known", "message"),
+    [
+        ([0, 1, 9], 3, True, "does not begin with the 3 tokens"),
+        ([0, 1], 3, True, "does not begin with the 3 tokens"),
+        ([0, 1, 2], 0, True, "prefix_len is 0, of a prefix of 3"),
+        ([0, 1, 2], 4, True, "prefix_len is 4, of a prefix of 3"),
+        ([0, 1, 2], 2, False, "say the prefix's token_ids"),
+    ],
+)
+def test_a_row_that_does_not_begin_so_is_refused(
+    tokens: list[int], length: int, known: bool, message: str
+) -> None:
+    memory = Filled(4).memory
+    with pytest.raises(OptionError, match=message):
+        memory.join(row_of(0, tokens), Prefix(3, [0, 1, 2] if known else []), length)
+    assert not memory.prefixes

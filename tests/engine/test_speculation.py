@@ -12,7 +12,7 @@ from chi_square import p_value
 from fake_engine import VOCAB, FakeEngine, Reference
 from navtoken.checkpoints import LoadedModel, ModelPair
 from navtoken.engine import Engine, EngineOptions, SamplingParams, Sequence
-from navtoken.policies import Judged, Purpose, Writer, make_policy
+from navtoken.policies import Judged, PairView, Purpose, Writer, make_policy
 from navtoken.policies.speculative import accept, invert
 from tiny_models import VOCAB_SIZE, near_pair, prompts, tiny_pair
 
@@ -179,7 +179,7 @@ def test_an_adaptive_number_of_drafts_pays_off() -> None:
     lengths = {}
     for name, pair in (("same", ModelPair(same, same)), ("other", tiny_pair("llama"))):
         engine = Engine(pair, make_policy("speculative:auto"))
-        engine.policy = engine.policy.priced(0.05)
+        engine.policy = engine.policy.joined(PairView(0.05))
         row = engine.add(prompts(1)[0], SamplingParams(ignore_eos=True), max_tokens=100)
         list(engine.run())
         lengths[name] = row.ledger.judged_drafts / row.ledger.verifications

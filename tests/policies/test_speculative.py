@@ -10,7 +10,7 @@ from torch import Tensor
 from chi_square import p_value
 from navtoken.planner import StepTimes, Workload
 from navtoken.planner import best_num_drafts as planned_num_drafts
-from navtoken.policies import Judged, Purpose, make_policy, uniform
+from navtoken.policies import Judged, PairView, Purpose, make_policy, uniform
 from navtoken.policies.speculative import (
     MOST_DRAFTS,
     Speculation,
@@ -37,6 +37,10 @@ def noise_of(size: int, position: int, purpose: Purpose) -> Tensor:
     return torch.from_numpy(numbers)
 
 
+def never(places_B: Tensor) -> Tensor:
+    raise AssertionError("speculation draws from residuals, and from what it has")
+
+
 def speculate(p: list[Tensor], q: list[Tensor], size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draft 2 tokens for `size` rows and judge them: drafts (B, 2), kept (B,), the token after them (B,).
 
@@ -49,8 +53,10 @@ def speculate(p: list[Tensor], q: list[Tensor], size: int) -> tuple[Tensor, Tens
         counts=[2] * size,
         num_response=[2] * size,
         token_ids_M=torch.stack([first_B, second_B, torch.zeros_like(first_B)], 1).flatten(),
+        logprob_M=torch.zeros(3 * size),
         noise_M=lambda purpose: torch.stack([noise_of(size, at, purpose) for at in range(3)], 1).flatten(),
         probs=lambda: probs_BNV.flatten(0, 1),
+        written_at=never,
     )
     drafted = [[q[0], q[1][first]] for first in first_B.tolist()]
     kept_B, token_B = accept(judged, drafted)
@@ -109,8 +115,10 @@ def test_greedy_rows_keep_drafts_up_to_the_first_difference_and_add_the_llms_tok
         counts=[len(row) for row in drafted],
         num_response=[9] * 4,
         token_ids_M=torch.tensor([token for row in drafted for token in (*row, 0)]),
+        logprob_M=torch.zeros(14),
         noise_M=lambda purpose: torch.full((14,), 1 - 1e-9, dtype=torch.float64),
         probs=lambda: one_hot[[token for row in wanted for token in row]],
+        written_at=never,
     )
     kept_B, token_B = accept(judged, [[one_hot[token] for token in row] for row in drafted])
     assert kept_B.tolist() == [2, 1, 0, 4]
@@ -141,7 +149,7 @@ def test_the_best_number_of_drafts_is_the_planners(acceptance: float, cost_ratio
 
 
 def test_auto_drafts_more_where_drafts_are_kept_and_fewer_where_not() -> None:
-    policy = make_policy("speculative:auto").priced(0.05)
+    policy = make_policy("speculative:auto").joined(PairView(0.05))
     assert isinstance(policy, SpeculativePolicy)
     eager, sobered = policy.start([1]), policy.start([1])
     for _ in range(40):
@@ -149,9 +157,9 @@ def test_auto_drafts_more_where_drafts_are_kept_and_fewer_where_not() -> None:
         policy.settle(sobered, 0, sobered.num_drafts)
     assert sobered.num_drafts == 1
     assert 4 < eager.num_drafts <= MOST_DRAFTS
-    dear = policy.priced(0.9).start([1])
+    dear = policy.joined(PairView(0.9)).start([1])
     for _ in range(40):
-        policy.priced(0.9).settle(dear, min(2, dear.num_drafts), dear.num_drafts)
+        policy.joined(PairView(0.9)).settle(dear, min(2, dear.num_drafts), dear.num_drafts)
     assert dear.num_drafts < eager.num_drafts
 
 

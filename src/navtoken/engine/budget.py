@@ -1,5 +1,7 @@
 """How much KV cache there is: one budget for both models, dealt out so that each can hold the same number of tokens."""
 
+from collections.abc import Collection
+
 import psutil
 import torch
 
@@ -8,6 +10,7 @@ from navtoken.engine.blocks import BlockPool
 from navtoken.engine.kv_cache import KVCache
 from navtoken.engine.options import EngineOptions, OptionError
 from navtoken.placement import agree
+from navtoken.policies import Writer
 
 GIB = 2**30
 CPU_PART, ACCELERATOR_PART = 0.5, 0.9
@@ -17,10 +20,10 @@ CPU_BLOCK, CUDA_BLOCK = 64, 256
 
 
 def make_caches(
-    pair: ModelPair, options: EngineOptions
+    pair: ModelPair, options: EngineOptions, running: Collection[Writer] = tuple(Writer)
 ) -> tuple[tuple[BlockPool, BlockPool], tuple[KVCache, KVCache]]:
-    """Bookkeeping and storage for both models. Raises `OptionError` where the budget holds no block."""
-    num_tokens = cache_tokens(pair, options)
+    """Bookkeeping and storage for both models, of which those in `running` count. Raises `OptionError` where the budget holds no block."""
+    num_tokens = cache_tokens(pair, options, running)
     pools, caches = [], []
     for loaded in (pair.slm, pair.llm):
         size = options.block_size or block_size(loaded)
@@ -36,9 +39,13 @@ def make_caches(
     return (pools[0], pools[1]), (caches[0], caches[1])
 
 
-def cache_tokens(pair: ModelPair, options: EngineOptions) -> int:
-    """Tokens that both models' caches hold: the largest common number, but no more than all rows could fill."""
-    models = (pair.slm, pair.llm)
+def cache_tokens(pair: ModelPair, options: EngineOptions, running: Collection[Writer] = tuple(Writer)) -> int:
+    """Tokens that both models' caches hold: the largest common number, but no more than all rows could fill.
+
+    One model that stands for both halves of the pair, and runs as one of them only, fills one cache: nothing is left for another.
+    """
+    alone = pair.slm is pair.llm and len(running) == 1
+    models = (pair.llm,) if alone else (pair.slm, pair.llm)
     sizes = [options.block_size or block_size(loaded) for loaded in models]
     # A block more per row than its context: a shared prefix's last block is copied by whoever goes on.
     most = max(loaded.card.context + 2 * size for loaded, size in zip(models, sizes, strict=True))

@@ -38,7 +38,7 @@ from navtoken.engine.scheduler import Scheduler
 from navtoken.engine.sequence import Sequence, State
 from navtoken.engine.stopping import End
 from navtoken.engine.text import TextStream
-from navtoken.policies import Action, Policy, Writer
+from navtoken.policies import Action, PairView, Policy, Writer
 
 FIRST_FORK = 1 << 32
 """Sample numbers from here on are forks', so that they share no noise with samples of the same seed."""
@@ -85,11 +85,13 @@ class Engine:
         policy: Policy | None = None,
         text: bool = False,
         prefix: Prefix | None = None,
+        prefix_len: int | None = None,
     ) -> Sequence:
         """Queue a request; `max_tokens` None decodes up to the context, `policy` None takes the engine's.
 
         With `text`, events carry what becomes readable. Requests with one `prefix` share its computation and its
-        memory. Noise is keyed by (seed, sample, position, purpose): give different prompts different seeds
+        memory; `prefix_len` is how many of its tokens this one begins with, None all: so requests fork off anywhere in
+        a given text, and cost least where the one that has most of it is added first. Noise is keyed by (seed, sample, position, purpose): give different prompts different seeds
         (`derive_seed`). Raises `PromptTooLongError`, and `OptionError` for a prompt or limit that leaves nothing to do
         or that the KV caches cannot hold.
         """
@@ -113,9 +115,18 @@ class Engine:
         )
         self._num_added += 1
         if prefix is not None:
-            self.memory.join(sequence, prefix)
+            self.memory.join(sequence, prefix, prefix_len)
         self.scheduler.add(sequence)
         return sequence
+
+    def hold(self, prefix: Prefix) -> Prefix:
+        """Keep what requests compute of a prefix, between requests too, until `let_go`; returns the prefix."""
+        self.memory.hold(prefix)
+        return prefix
+
+    def let_go(self, prefix: Prefix) -> None:
+        """Free a prefix that was held, once no request uses it."""
+        self.memory.let_go(prefix)
 
     def add_samples(
         self,
@@ -245,12 +256,20 @@ class Engine:
         return slm, llm
 
     def _make_runners(self) -> tuple[Memory, tuple[Runner, Runner]]:
-        pools, caches = make_caches(self.pair, self.options)
+        pools, caches = make_caches(self.pair, self.options, self.policy.models)
         return Memory(pools), make_runners(self.pair, self.ledger, caches, self._sampling, self.options)
 
     def _ready(self, policy: Policy) -> Policy:
         policy.check_ready()
-        return policy.priced(self.pair.slm.card.weight_bytes / self.pair.llm.card.weight_bytes)
+        slm = self.pair.slm
+        view = PairView(
+            cost_ratio=slm.card.weight_bytes / self.pair.llm.card.weight_bytes,
+            vocab_size=self.pair.vocab_size,
+            slm_reference=slm.reference,
+            slm_fingerprint=lambda: slm.fingerprint,
+            slm_embedding=lambda: slm.model.get_input_embeddings(),
+        )
+        return policy.joined(view)
 
     def _check_request(
         self, prompt_ids: Seq[int], sampling: SamplingParams, max_tokens: int | None, seed: int

@@ -3,7 +3,8 @@
 A pass of a few tokens takes the device less time than its launches take the host. So a pass is captured once per bucket
 (`buckets`) and replayed with other inputs. Where one policy judges all rows by tensors and noise alone, drawing, evidence
 and verdicts are captured with it: after the replay one small table goes to the host. What a graph does not serve is run
-eagerly: many tokens, prompts, and the judging of what needs more than numbers (state, penalties, a temperature hook).
+eagerly: many tokens, prompts, and the judging of what needs more than numbers (state, penalties, a temperature hook) or
+of provisional tokens.
 
 What a graph computes lies at the same addresses until its next replay: whoever keeps something keeps a copy.
 
@@ -81,13 +82,17 @@ class Judge(NamedTuple):
     steps: Steps
 
     @classmethod
-    def of(cls, rows: Seq[Sequence], feeds: Seq[Feed], sampling: Sampling, vocab_size: int) -> "Judge | None":
+    def of(
+        cls, model: Writer, rows: Seq[Sequence], feeds: Seq[Feed], sampling: Sampling, vocab_size: int
+    ) -> "Judge | None":
         """How all rows of a pass are judged, if that is one way, and one that can be captured."""
         policies = {judge_of(row) for row in rows}
         if len(policies) != 1 or sampling.temperature_hook is not None:
             return None
         policy = policies.pop()
-        plain = policy.capturable and all(feed.num_logits == 1 for feed in feeds)
+        # How many provisional tokens the LLM judges is another number in every pass.
+        provisional = policy.verifies and model is Writer.LLM
+        plain = policy.capturable and not provisional and all(feed.num_logits == 1 for feed in feeds)
         if not plain or any(_adjusts_logits(row) for row in rows):
             return None
         return cls(policy, Steps.of([row.sampling for row in rows], vocab_size))
@@ -162,7 +167,7 @@ class GraphRunner(ModelRunner):
         return graph.said_of(sum(feed.num_logits for feed in feeds))
 
     def _judge(self, rows: Seq[Sequence], feeds: Seq[Feed]) -> Judge | None:
-        judge = Judge.of(rows, feeds, self.sampling, self.vocab_size)
+        judge = Judge.of(self.model, rows, feeds, self.sampling, self.vocab_size)
         if judge is None or (judge not in self.judges and len(self.judges) == MOST_JUDGES):
             return None
         self.judges.add(judge)

@@ -8,6 +8,7 @@ Shapes: B rows, M places where logits were asked for (one a row, more where prov
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import nan
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from navtoken.engine.dice import Dice
+from navtoken.engine.dice import Dials, Dice
 from navtoken.engine.evidence import Evidence, Judgement, as_table, gather_evidence, to_host
 from navtoken.engine.runner import Extension
 from navtoken.engine.sampler import Draw, Places, TemperatureHook, dials_of
@@ -149,38 +150,69 @@ def judge_provisional(
     extension: Extension, rows: Seq[Sequence], policy: Policy, sampling: Sampling
 ) -> tuple[list[Decision], list[list[JudgedToken]]]:
     """Decisions on rows whose provisional tokens the LLM was run on, and what it said about each of those."""
-    places = Places.judged_of(rows)
+    places, device = Places.judged_of(rows), extension.logits_MV.device
     evidence = gather_evidence(extension.logits_MV, sampling.num_alternatives)
     draw = sampling.draw(extension.logits_MV, places, evidence)
-    counts = [row.num_provisional for row in rows]
+    token_ids_M = torch.tensor([token for row in rows for token in (*_provisional(row), 0)], device=device)
+    logprob_M = _logprob(evidence.logprobs_BV, token_ids_M)
+    counts, totals = [row.num_provisional for row in rows], [row.num_response for row in rows]
+    judged = Judged(
+        counts, totals, token_ids_M, logprob_M, places.noise(device), draw.probs, partial(_written_at, draw)
+    )
     first = [0, *accumulate(count + 1 for count in counts)][:-1]
-    device = extension.logits_MV.device
-    drafted = [
-        token for row in rows for token in (*row.token_ids[len(row.token_ids) - row.num_provisional :], 0)
-    ]
-    token_ids_M = torch.tensor(drafted, device=device)
-    judged = Judged(counts, [row.num_response for row in rows], token_ids_M, places.noise(device), draw.probs)
     last = [start + count for start, count in zip(first, counts, strict=True)]
-    none_B = torch.full((len(rows),), -1, device=device)
-    at_last = Evidence(*(column[last] for column in vars(evidence).values()))
-    ended = Extension(extension.logits_MV[last], extension.hidden_MD[last])
-    states, noise = [row.policy_state for row in rows], Places.next_of(rows).noise(device)
-    writes = _writes(ended, at_last, states, none_B, none_B, noise, judged)
+    writes = _writes(
+        Extension(extension.logits_MV[last], extension.hidden_MD[last]),
+        _part(evidence, last),
+        [row.policy_state for row in rows],
+        torch.full((len(rows),), -1, device=device),
+        torch.tensor(draft_ids(rows), device=device),
+        Places.next_of(rows).noise(device),
+        judged,
+    )
     verdicts = policy.judge_writes(writes)
     assert verdicts.tokens_B is not None and verdicts.positions_B is not None
-    certain = [row.num_response - row.num_provisional for row in rows]
-    stop_B = torch.tensor(first, device=device) + verdicts.positions_B - torch.tensor(certain, device=device)
-    at_stop = Evidence(*(column[stop_B] for column in vars(evidence).values()))
-    llm_B = _logprob(at_stop.logprobs_BV, verdicts.tokens_B)
-    columns = _columns(
-        verdicts.tokens_B, at_stop, verdicts, verdicts.tokens_B, torch.full_like(llm_B, nan), llm_B
-    )
-    told = to_host([evidence.entropy_B, _logprob(evidence.logprobs_BV, token_ids_M)])
+    # From a row's position in its response to its place among M.
+    shift = [start + count - total for start, count, total in zip(first, counts, totals, strict=True)]
+    at_stop = _part(evidence, verdicts.positions_B + torch.tensor(shift, device=device))
+    table_BF = _stopped(verdicts, at_stop, rows)
+    told = to_host([evidence.entropy_B, logprob_M])
     judged_tokens = [
         [JudgedToken(*told[start + index]) for index in range(count)]
         for start, count in zip(first, counts, strict=True)
     ]
-    return _decisions(to_host(columns)), judged_tokens
+    return _decisions(table_BF.tolist()), judged_tokens
+
+
+def _provisional(row: Sequence) -> list[int]:
+    """The tokens that the LLM has still to judge."""
+    return row.token_ids[len(row.token_ids) - row.num_provisional :]
+
+
+def _part(evidence: Evidence, places: Tensor | list[int]) -> Evidence:
+    return Evidence(*(column[places] for column in vars(evidence).values()))
+
+
+def _written_at(draw: Draw, places_B: Tensor) -> Tensor:
+    """What the LLM writes at some of the places, without drawing at the others."""
+    dials = Dials(draw.dials.values_6M[:, places_B], draw.dials.steps)
+    dice = Dice(draw.logits_MV[places_B], dials, lambda purpose: draw.noise(purpose)[places_B])
+    return dice.tokens(Purpose.LLM_WRITE)
+
+
+def _stopped(verdicts: Verdicts, at_stop: Evidence, rows: Seq[Sequence]) -> Tensor:
+    """The columns of judged rows: what is committed behind the tokens that are kept, (B, F)."""
+    assert verdicts.tokens_B is not None and verdicts.positions_B is not None
+    llm_B = _logprob(at_stop.logprobs_BV, verdicts.tokens_B)
+    nothing_B = torch.full_like(llm_B, nan)
+    columns = _columns(verdicts.tokens_B, at_stop, verdicts, verdicts.tokens_B, nothing_B, llm_B)
+    table_BF = as_table(columns)
+    _add_slm_logprobs(table_BF, rows)
+    # A draft is of the position behind all provisional tokens.
+    ends_B = torch.tensor([row.num_response for row in rows], device=llm_B.device)
+    taken_back_B = verdicts.positions_B < ends_B
+    table_BF[:, LOGPROB_SLM] = table_BF[:, LOGPROB_SLM].masked_fill(taken_back_B, nan)
+    return table_BF
 
 
 def _drawing(extension: Extension, rows: Seq[Sequence], sampling: Sampling) -> tuple[Evidence, Dice]:

@@ -104,6 +104,21 @@ class Ledger:
         """Tokens per verification as vLLM counts them: 1 + accepted drafts per verification; NaN without any."""
         return 1 + self.accepted_drafts / self.verifications if self.verifications else nan
 
+    @property
+    def acceptance(self) -> float:
+        """Provisional tokens that were kept / those that the LLM judged; NaN without any."""
+        return self.accepted_drafts / self.judged_drafts if self.judged_drafts else nan
+
+    @property
+    def llm_passes_per_token(self) -> float:
+        """LLM passes over a row, its prompt's included, per committed token: what waits for the LLM's weights."""
+        return self.llm.row_passes / max(1, sum(self.written))
+
+    @property
+    def discarded_per_token(self) -> float:
+        """Tokens that were made in vain, drafts discarded and tokens rolled back, per committed token."""
+        return (self.discarded_drafts + self.rolled_back_tokens) / max(1, sum(self.written))
+
     def as_dict(self) -> dict[str, float]:
         """Flat counts, as a trace keeps them: `slm_prefill_tokens`, ..., `llm_passes`, `discarded_drafts`, ..."""
         flat: dict[str, float] = {}

@@ -1,7 +1,8 @@
 """Who holds which blocks of both models' KV caches: rows, and prefixes that several rows share.
 
 Samples of one prompt and forks share a `Prefix`: the first row that computes it for a model donates its blocks, the others
-take them instead of computing. Plain bookkeeping; what must be copied is returned, and the runner copies it.
+take them instead of computing. A row may begin with a part of it only, and forks off where that part ends. Plain bookkeeping;
+what must be copied is returned, and the runner copies it.
 """
 
 from collections.abc import Iterable
@@ -20,13 +21,13 @@ class Prefix:
     length: int
     """Tokens in common."""
     token_ids: list[int] = field(default_factory=list)
-    """Which those are: what the first row brings."""
+    """Which those are; where nobody says, what the first row brings."""
     tables: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     """Per model, blocks that hold them."""
     cached_len: list[int] = field(default_factory=lambda: [0, 0])
     """Per model, how many of them the blocks hold."""
     num_users: int = 0
-    """Rows that may still take it."""
+    """Rows that may still take it, and callers that hold it."""
 
 
 class Memory:
@@ -41,24 +42,44 @@ class Memory:
         """Tokens of the longest row that fits."""
         return min(pool.num_blocks * pool.block_size for pool in self.pools)
 
-    def join(self, row: Sequence, prefix: Prefix) -> None:
-        """Let a row take, and donate to, a prefix. Raises `OptionError` where it does not begin with it."""
-        tokens = row.token_ids[: prefix.length]
-        if len(tokens) < prefix.length or tokens != (prefix.token_ids or tokens):
+    def join(self, row: Sequence, prefix: Prefix, length: int | None = None) -> None:
+        """Let a row take, and donate to, the first `length` tokens of a prefix; None is all of it.
+
+        Raises `OptionError` where it does not begin with them.
+        """
+        length = prefix.length if length is None else length
+        if not 1 <= length <= prefix.length or (length < prefix.length and not prefix.token_ids):
             raise OptionError(
-                f"the prompt does not begin with the {prefix.length} tokens of its prefix; give each prompt its own Prefix"
+                f"prefix_len is {length}, of a prefix of {prefix.length} tokens; give 1 to {prefix.length}, and say the "
+                "prefix's token_ids where a request has but a part of them"
             )
-        prefix.token_ids = tokens
+        tokens = row.token_ids[:length]
+        if len(tokens) < length or tokens != (prefix.token_ids[:length] or tokens):
+            raise OptionError(
+                f"the prompt does not begin with the {length} tokens of its prefix; give each prompt its own Prefix"
+            )
+        prefix.token_ids = prefix.token_ids or tokens
+        self.hold(prefix)
+        row.prefix, row.prefix_len = prefix, length
+
+    def hold(self, prefix: Prefix) -> None:
+        """Keep what a prefix holds, and will hold, whether rows use it or not."""
         if prefix not in self.prefixes:
             self.prefixes.append(prefix)
         prefix.num_users += 1
-        row.prefix = prefix
+
+    def let_go(self, prefix: Prefix) -> None:
+        """Undo `hold`; what nobody holds is freed."""
+        prefix.num_users -= 1
+        if not prefix.num_users:
+            self._empty(prefix)
+            self.prefixes.remove(prefix)
 
     def snapshot(self, row: Sequence, length: int) -> Prefix:
         """What a row's caches hold of its first `length` tokens, kept whatever becomes of the row."""
         prefix = Prefix(length)
         for model in Writer:
-            self._hand_over(prefix, row, model)
+            self._hand_over(prefix, row, model, length)
         return prefix
 
     def take(self, row: Sequence, model: Writer) -> None:
@@ -66,7 +87,8 @@ class Memory:
         prefix = row.prefix
         if prefix is None:
             return
-        num_tokens = min(prefix.cached_len[model], len(row.token_ids) - 1 - row.num_provisional)
+        most = min(row.prefix_len, len(row.token_ids) - 1 - row.num_provisional)
+        num_tokens = min(prefix.cached_len[model], most)
         if num_tokens <= row.cached_len[model]:
             return
         pool = self.pools[model]
@@ -77,15 +99,15 @@ class Memory:
 
     def donate(self, row: Sequence, model: Writer) -> None:
         """Let a row's prefix hold what the row has computed of it."""
-        if row.prefix is not None and row.prefix.cached_len[model] < row.prefix.length:
-            self._hand_over(row.prefix, row, model)
+        if row.prefix is not None and row.prefix.cached_len[model] < row.prefix_len:
+            self._hand_over(row.prefix, row, model, row.prefix_len)
 
     def lacks_prefix(self, row: Sequence, model: Writer) -> bool:
-        """Would extending this row compute a prefix that another row could share?"""
+        """Would extending this row compute what of its prefix another row could share?"""
         prefix = row.prefix
         if prefix is None:
             return False
-        return max(row.cached_len[model], prefix.cached_len[model]) < prefix.length
+        return max(row.cached_len[model], prefix.cached_len[model]) < row.prefix_len
 
     def make_room(self, row: Sequence, model: Writer, end: int) -> list[tuple[int, int]]:
         """Blocks for a row's tokens up to `end`; returns blocks to copy first. Raises `OutOfBlocks`."""
@@ -103,10 +125,7 @@ class Memory:
         self.release(row)
         prefix, row.prefix = row.prefix, None
         if prefix is not None:
-            prefix.num_users -= 1
-            if not prefix.num_users:
-                self._empty(prefix)
-                self.prefixes.remove(prefix)
+            self.let_go(prefix)
 
     def forget_prefixes(self) -> bool:
         """Empty all prefixes, to be computed again; returns whether there was anything to free."""
@@ -127,8 +146,9 @@ class Memory:
             assert counted == pool.users
             assert pool.num_free == counted.count(0)
 
-    def _hand_over(self, prefix: Prefix, row: Sequence, model: Writer) -> None:
-        num_tokens = min(row.cached_len[model], prefix.length)
+    def _hand_over(self, prefix: Prefix, row: Sequence, model: Writer, length: int) -> None:
+        """Let a prefix hold what a row has computed of its first `length` tokens."""
+        num_tokens = min(row.cached_len[model], length)
         if num_tokens <= prefix.cached_len[model]:
             return
         pool = self.pools[model]

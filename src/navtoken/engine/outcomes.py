@@ -1,7 +1,7 @@
 """What a decision does to a row: commit, park, judge provisional tokens, roll back, end. No tensors but what rows keep."""
 
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from typing import Any
 
 from navtoken.engine.batching import BatchingRule
@@ -31,7 +31,7 @@ class Outcomes:
         action = decision.action
         if model is Writer.SLM:
             row.draft, row.p_divergent = decision.said, decision.p_divergent
-            if row.policy.router_parameters:
+            if not isnan(decision.p_divergent):
                 self._count(row, "router_calls")
             if action is Action.LLM:
                 row.state = State.PARKED
@@ -49,17 +49,21 @@ class Outcomes:
             self._commit(row, _written(row, decision, writer, model))
 
     def settle(self, row: Sequence, decision: Decision, judged: list[JudgedToken]) -> None:
-        """Carry out the LLM's judgement of a row's provisional tokens: keep the first, then its own token."""
+        """Carry out the LLM's judgement of a row's provisional tokens: keep the first, then its own token.
+
+        A draft behind them, for which the LLM was called, is discarded.
+        """
         tokens, num_judged = row.record.tokens, row.num_provisional
         certain = row.num_response - num_judged
         num_kept = decision.position - certain
         for index, told in enumerate(judged[:num_kept], start=certain):
             tokens[index] = tokens[index]._replace(entropy_llm=told.entropy, logprob_llm=told.logprob)
-        self._count(row, "verifications")
+        self._count(row, "verifications", min(1, num_judged))
         self._count(row, "judged_drafts", num_judged)
         self._count(row, "accepted_drafts", num_kept)
         row.policy.settle(row.policy_state, num_kept, num_judged)
-        rejected = tokens[decision.position] if num_kept < num_judged else None
+        replaced = tokens[decision.position] if num_kept < num_judged else _proposed(row)
+        self.drop_draft(row)
         self._roll_back(row, decision.position)
         row.num_provisional = 0
         for num_response in range(certain + 1, row.num_response + 1):
@@ -67,7 +71,7 @@ class Outcomes:
                 self._roll_back(row, num_response)
                 self.finish(row, end)
                 return
-        self._commit(row, _replacing(decision, rejected))
+        self._commit(row, _replacing(decision, replaced))
 
     def resume(self, row: Sequence) -> None:
         """Let a row go on: with the model that its policy names, or the LLM where routing does not pay.
@@ -96,17 +100,20 @@ class Outcomes:
             num_response = row.num_response - row.num_provisional
             row.num_provisional = 0
             row.policy.settle(row.policy_state, 0, 0)
+            self.drop_draft(row)
             self._roll_back(row, num_response)
             row.feed_last()
 
     def eos_of(self, row: Sequence) -> frozenset[int]:
-        """Tokens that end a row's response; a policy that verifies writes the LLM's responses, so they end as those do."""
-        if row.policy.verifies:
+        """Tokens that end a row's response; one that is the LLM's whoever wrote it ends as those of the LLM alone do."""
+        if row.policy.lossless:
             return self.eos_token_ids[Writer.LLM]
         return frozenset().union(*(self.eos_token_ids[model] for model in row.policy.models))
 
     def _commit(self, row: Sequence, written: Written) -> None:
         row.commit(written)
+        entropy = written.entropy_slm if written.writer is Writer.SLM else written.entropy_llm
+        row.policy.committed(row.policy_state, written.token_id, written.writer, entropy)
         for ledger in (self.ledger, row.ledger):
             ledger.written[written.writer] += 1
         if row.alone:
@@ -153,15 +160,25 @@ def _written(row: Sequence, decision: Decision, writer: Writer, model: Writer) -
     )
 
 
-def _replacing(decision: Decision, rejected: Written | None) -> Written:
-    """The LLM's token after judged ones; `rejected` is the draft whose place it takes, if any."""
+def _proposed(row: Sequence) -> Written | None:
+    """A row's draft, as the token that it would have become."""
+    draft = row.draft
+    if draft is None:
+        return None
+    return Written(draft.token_id, Writer.SLM, entropy_slm=draft.entropy, p_divergent=row.p_divergent)
+
+
+def _replacing(decision: Decision, replaced: Written | None) -> Written:
+    """The LLM's token after judged ones; `replaced` is what the SLM had for its place, if anything."""
     return Written(
         token_id=decision.token_id,
         writer=Writer.LLM,
-        entropy_slm=rejected.entropy_slm if rejected else nan,
+        entropy_slm=replaced.entropy_slm if replaced else nan,
         entropy_llm=decision.said.entropy,
+        logprob_slm=decision.logprob_slm,
         logprob_llm=decision.logprob_llm,
-        draft_id=rejected.token_id if rejected else -1,
+        p_divergent=replaced.p_divergent if replaced else nan,
+        draft_id=replaced.token_id if replaced else -1,
         top_ids=decision.said.top_ids,
         top_logprobs=decision.said.top_logprobs,
     )

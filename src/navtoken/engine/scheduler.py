@@ -127,6 +127,6 @@ class Scheduler:
         """Blocks that a row needs for what it must feed first, and one to go on."""
         lacking = []
         for model in row.policy.models:
-            had = row.prefix.cached_len[model] if row.prefix else 0
+            had = min(row.prefix.cached_len[model], row.prefix_len) if row.prefix else 0
             lacking.append(self.memory.pools[model].blocks_for(len(row.token_ids) - had))
         return 1 + max(lacking)

@@ -138,6 +138,8 @@ class Sequence:
     """Per model, the blocks of its KV cache that hold them, in order."""
     prefix: "Prefix | None" = None
     """First tokens that it shares with other rows, and their blocks."""
+    prefix_len: int = 0
+    """How many of those it begins with."""
     is_running: bool = False
     """Has it a row? Else it waits, or is finished."""
     state: State = State.WAITING

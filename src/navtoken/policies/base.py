@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from navtoken.policies.noise import Purpose
 
@@ -48,7 +48,7 @@ class Verdicts(NamedTuple):
     positions_B: Tensor | None = None
     """For ROLL_BACK, and REPLACE of judged tokens: how many tokens of the response remain, int64; -1 is all of them."""
     p_divergent_B: Tensor | None = None
-    """A router's p(divergent), recorded in the sequence; None for rules without a router."""
+    """A router's word on each draft, recorded in the sequence; NaN where it was not asked, None for rules without a router."""
 
 
 def route(to_llm_B: Tensor) -> Verdicts:
@@ -93,11 +93,35 @@ class Judged:
     num_response: Sequence[int]
     """Response tokens of each row, provisional ones included."""
     token_ids_M: Tensor
-    """The provisional tokens in order, and for the last of each row the token sampled from the LLM, int64."""
+    """The provisional tokens in order, and after the last of each row a 0, int64."""
+    logprob_M: Tensor
+    """The LLM's log-probability of each at T = 1, before any sampling parameter; what it says of those zeros means nothing."""
     noise_M: Noise
     """Noise of each of those positions."""
     probs: Callable[[], Tensor]
     """Makes the LLM's probabilities at each, after all sampling parameters, float64 (M, V)."""
+    written_at: Callable[[Tensor], Tensor]
+    """Draws what the LLM itself writes at some of these places, named by their indices among M: int64 token ids."""
+
+    def split(self, rejected_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Per row, how many of its tokens come before the first rejected one, and the place of the one after them, both (B,).
+
+        Places are indices among M; where no token is rejected, it is the place behind them all.
+        """
+        counts_B = torch.tensor(self.counts, device=rejected_M.device)
+        first_B = torch.cumsum(counts_B + 1, 0) - (counts_B + 1)
+        stops_M = rejected_M.clone()
+        stops_M[first_B + counts_B] = True
+        places_M = torch.arange(len(stops_M), device=stops_M.device)
+        next_stop_M = torch.where(stops_M, places_M, len(stops_M)).flip(0).cummin(0).values.flip(0)
+        stop_B = next_stop_M[first_B]
+        return stop_B - first_B, stop_B
+
+    def keep(self, kept_B: Tensor, tokens_B: Tensor) -> Verdicts:
+        """Keep so many of each row's provisional tokens, and commit one of the LLM's behind them."""
+        certain = [total - count for total, count in zip(self.num_response, self.counts, strict=True)]
+        positions_B = kept_B + torch.tensor(certain, device=kept_B.device)
+        return Verdicts(torch.full_like(tokens_B, int(Action.REPLACE)), tokens_B, positions_B)
 
 
 @dataclass(frozen=True)
@@ -118,6 +142,22 @@ class Writes:
     states: Sequence[Any]
     judged: Judged | None = None
     """Provisional tokens, where the policy `verifies`."""
+
+
+@dataclass(frozen=True)
+class PairView:
+    """What a policy may know of the pair that it decides for."""
+
+    cost_ratio: float
+    """Cost of an SLM pass over that of an LLM pass, weights read."""
+    vocab_size: int = 0
+    """Tokens of the tokenizer."""
+    slm_reference: str = ""
+    """How the SLM was asked for: errors name it."""
+    slm_fingerprint: Callable[[], str] = str
+    """Makes the sha256 of the SLM's checkpoint; slow the first time."""
+    slm_embedding: Callable[[], nn.Module | None] = lambda: None
+    """The SLM's input embedding: token ids (B,) to (B, D) on the SLM's device."""
 
 
 class Policy(Protocol):
@@ -144,8 +184,13 @@ class Policy(Protocol):
         ...
 
     @property
+    def lossless(self) -> bool:
+        """Are responses the LLM's own, whoever wrote their tokens? Then they end at the LLM's end tokens alone."""
+        ...
+
+    @property
     def router_parameters(self) -> int:
-        """Parameters of the router network run on every draft; 0 for rules without one."""
+        """Parameters of the router network that judges drafts; 0 for rules without one."""
         ...
 
     @property
@@ -165,8 +210,8 @@ class Policy(Protocol):
         """Which model runs next on a row with nothing pending: SLM drafts, or LLM writes at once."""
         ...
 
-    def priced(self, cost_ratio: float) -> "Policy":
-        """The policy for a pair whose SLM pass costs this fraction of an LLM pass, weights read."""
+    def joined(self, pair: PairView) -> "Policy":
+        """The policy for a pair. Raises `PolicyError` where it was made for another."""
         ...
 
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
@@ -181,12 +226,17 @@ class Policy(Protocol):
         """Hear how many of a row's provisional tokens were kept, where the policy `verifies`."""
         ...
 
+    def committed(self, state: Any, token_id: int, writer: Writer, entropy: float) -> None:
+        """Hear of a committed token, of its writer, and of the writer's entropy there (nats, T = 1)."""
+        ...
+
 
 class BasePolicy:
     """Plain routing: every token is drafted, every verdict is final, the LLM writes what it is handed."""
 
     models = frozenset((Writer.SLM, Writer.LLM))
     verifies = False
+    lossless = False
     router_parameters = 0
 
     @property
@@ -206,11 +256,14 @@ class BasePolicy:
     def next_writer(self, state: Any) -> Writer:
         return Writer.SLM
 
-    def priced(self, cost_ratio: float) -> Self:
+    def joined(self, pair: PairView) -> Self:
         return self
 
     def judge_writes(self, writes: Writes) -> Verdicts:
         return Verdicts(torch.ones_like(writes.token_ids_B))
 
     def settle(self, state: Any, num_kept: int, num_judged: int) -> None:
+        """Nothing to remember."""
+
+    def committed(self, state: Any, token_id: int, writer: Writer, entropy: float) -> None:
         """Nothing to remember."""

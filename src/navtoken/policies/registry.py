@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+from navtoken.policies import hindsight, oracle, query, r_stitch, router
+from navtoken.policies.arguments import check_options, number
 from navtoken.policies.base import Policy
 from navtoken.policies.rules import (
     EntropyPolicy,
@@ -49,23 +51,6 @@ def make_policy(reference: str) -> Policy:
     return _MAKERS[parsed.name](parsed)
 
 
-def check_options(reference: Reference, known: tuple[str, ...]) -> None:
-    """Raise `PolicyError` for an option that a policy does not know."""
-    for key in reference.options:
-        if key not in known:
-            raise PolicyError(
-                f"'{reference}': {reference.name} has no option '{key}'; it knows {', '.join(known) or 'none'}"
-            )
-
-
-def number(text: str | None, reference: Reference) -> float | None:
-    """A number out of a reference, or None where it is left out."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise PolicyError(f"'{text}' in '{reference}' is no number; write for example 0.13") from None
-
-
 def _bare(policy: type[SLMPolicy] | type[LLMPolicy]) -> Maker:
     def make(reference: Reference) -> Policy:
         check_options(reference, ())
@@ -110,3 +95,11 @@ register("random", _random)
 register("speculative", _speculative)
 for _policy in (EntropyPolicy, MarginPolicy, LLMProbPolicy):
     register(_policy.name, _threshold(_policy))
+for _module, _name in (
+    (router, "router"),
+    (query, "query"),
+    (r_stitch, "r-stitch"),
+    (hindsight, "hindsight"),
+    (oracle, "oracle"),
+):
+    register(_name, _module.make)

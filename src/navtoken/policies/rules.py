@@ -68,7 +68,7 @@ class RandomPolicy(BasePolicy):
 
     @property
     def reference(self) -> str:
-        return f"random:{self.probability:g}"
+        return f"random:{spelled(self.probability)}"
 
     @property
     def capturable(self) -> bool:
@@ -105,10 +105,9 @@ class ThresholdPolicy(BasePolicy):
 
     @property
     def reference(self) -> str:
-        if self.threshold is None:
-            return f"{self.name},share={self.share:g}"
-        share = "" if self.share is None else f",share={self.share:g}"
-        return f"{self.name}:{self.threshold:.6g}{share}"
+        threshold = "" if self.threshold is None else f":{spelled(self.threshold)}"
+        share = "" if self.share is None else f",share={spelled(self.share)}"
+        return f"{self.name}{threshold}{share}"
 
     def check_ready(self) -> None:
         if self.threshold is None:
@@ -123,7 +122,8 @@ class ThresholdPolicy(BasePolicy):
 
     def with_threshold(self, threshold: float, listener: Callable[[Tensor], None] | None = None) -> Self:
         """The same rule at another threshold."""
-        return replace(self, threshold=threshold, listener=listener)
+        # Six digits: what calibration measures is then what the reference in a trace says.
+        return replace(self, threshold=float(f"{threshold:.6g}"), listener=listener)
 
     def threshold_for(self, signals: Tensor) -> float:
         """The threshold beyond which the asked share of `signals` lies (shape (N,))."""
@@ -186,3 +186,9 @@ class LLMProbPolicy(ThresholdPolicy):
 def check_fraction(what: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise PolicyError(f"{what} is {value}; give a fraction from 0 to 1")
+
+
+def spelled(value: float) -> str:
+    """A number as references have it: short where that is exact, and never another number."""
+    short = f"{value:.6g}"
+    return short if float(short) == value else repr(value)

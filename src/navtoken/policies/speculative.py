@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from navtoken.policies.base import Action, BasePolicy, Drafts, Judged, Verdicts, Writer, Writes
+from navtoken.policies.base import BasePolicy, Drafts, Judged, PairView, Verdicts, Writer, Writes
 from navtoken.policies.noise import Purpose
 from navtoken.policies.rules import PolicyError
 
@@ -51,6 +51,7 @@ class SpeculativePolicy(BasePolicy):
     cost_ratio: float = 0.05
     """Cost of an SLM pass over that of an LLM pass; `auto` weighs a further draft by it."""
     verifies = True
+    lossless = True
 
     def __post_init__(self) -> None:
         if self.num_drafts is not None and not 1 <= self.num_drafts <= 64:
@@ -64,8 +65,8 @@ class SpeculativePolicy(BasePolicy):
     def lookback(self) -> int:
         return MOST_DRAFTS if self.num_drafts is None else self.num_drafts
 
-    def priced(self, cost_ratio: float) -> Self:
-        return replace(self, cost_ratio=cost_ratio)
+    def joined(self, pair: PairView) -> Self:
+        return replace(self, cost_ratio=pair.cost_ratio)
 
     def start(self, prompt_ids: Sequence[int]) -> Speculation:
         return Speculation(self.num_drafts or FIRST_DRAFTS)
@@ -80,11 +81,7 @@ class SpeculativePolicy(BasePolicy):
 
     def judge_writes(self, writes: Writes) -> Verdicts:
         assert writes.judged is not None
-        kept_B, tokens_B = accept(writes.judged, [state.probs for state in writes.states])
-        judged = writes.judged
-        certain = [total - count for total, count in zip(judged.num_response, judged.counts, strict=True)]
-        positions_B = kept_B + torch.tensor(certain, device=kept_B.device)
-        return Verdicts(torch.full_like(tokens_B, int(Action.REPLACE)), tokens_B, positions_B)
+        return writes.judged.keep(*accept(writes.judged, [state.probs for state in writes.states]))
 
     def settle(self, state: Any, num_kept: int, num_judged: int) -> None:
         state.probs.clear()
@@ -102,8 +99,6 @@ def accept(judged: Judged, draft_probs: Sequence[Sequence[Tensor]]) -> tuple[Ten
     """
     probs_MV = judged.probs()
     device, size = probs_MV.device, probs_MV.shape[1]
-    counts_B = torch.tensor(judged.counts, device=device)
-    first_B = torch.cumsum(counts_B + 1, 0) - (counts_B + 1)
     # The place after a row's drafts has nothing drafted: all zeros, so that "p - q" is p there.
     nothing_V = torch.zeros(size, dtype=probs_MV.dtype, device=device)
     drafted_MV = torch.stack([q_V.to(device) for row in draft_probs for q_V in (*row, nothing_V)])
@@ -111,12 +106,10 @@ def accept(judged: Judged, draft_probs: Sequence[Sequence[Tensor]]) -> tuple[Ten
     p_M, q_M = probs_MV.gather(1, asked_M1)[:, 0], drafted_MV.gather(1, asked_M1)[:, 0]
     # So that what is no number is rejected, and seen.
     rejected_M = ~(judged.noise_M(Purpose.ACCEPTANCE) * q_M < p_M)
-    rejected_M[first_B + counts_B] = True
-    kept_B = _first_true(rejected_M, first_B)
-    stop_B = first_B + kept_B
+    kept_B, stop_B = judged.split(rejected_M)
     rest_BV = (probs_MV[stop_B] - drafted_MV[stop_B]).clamp_(min=0)
     noise_B = torch.where(
-        kept_B == counts_B,
+        kept_B == torch.tensor(judged.counts, device=device),
         judged.noise_M(Purpose.LLM_WRITE)[stop_B],
         judged.noise_M(Purpose.RESIDUAL)[stop_B],
     )
@@ -135,10 +128,3 @@ def best_num_drafts(acceptance: float, cost_ratio: float) -> int:
     a = min(max(acceptance, 0.0), 0.999)
     rates = [(1 - a ** (k + 1)) / (1 - a) / (k * cost_ratio + 1) for k in range(1, MOST_DRAFTS + 1)]
     return 1 + max(range(MOST_DRAFTS), key=rates.__getitem__)
-
-
-def _first_true(flags_M: Tensor, first_B: Tensor) -> Tensor:
-    """Per row, how many flags are false before the first true one."""
-    places_M = torch.arange(len(flags_M), device=flags_M.device)
-    next_true_M = torch.where(flags_M, places_M, len(flags_M)).flip(0).cummin(0).values.flip(0)
-    return next_true_M[first_B] - first_B
