@@ -23,6 +23,7 @@ from navtoken.trace import (
     TraceWriter,
     read_provenance,
     read_traces,
+    shard_paths,
 )
 
 RECORD = provenance({"slm": "aa", "llm": "bb"}, seed=0)
@@ -289,3 +290,35 @@ def test_revision_is_that_of_a_repository_that_tracks_the_folder(tmp_path):
     assert git_revision(tmp_path / "package") == revision + "-dirty"
     (tmp_path / "installed").mkdir()
     assert git_revision(tmp_path / "installed") is None
+
+
+def test_wide_columns_come_back_as_they_went_and_fill_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    traces = []
+    for sample, length in enumerate((3, 1, 5, 4)):
+        trace = make(sample, length)
+        trace.columns = {
+            "slm_hidden": rng.normal(size=(length, 7)).astype(np.float16),
+            "slm_top_ids": rng.integers(0, 9, (length, 2 + sample)).astype(np.int32),
+            # Of another width at every token, and of none at all.
+            "continuation_ids": [list(range(position % 3)) for position in range(length)],
+        }
+        traces.append(trace)
+    del traces[2].columns["slm_hidden"]
+    monkeypatch.setattr("navtoken.trace.SHARD_BYTES", 100)
+    with TraceWriter(tmp_path, {}) as writer:
+        for trace in traces:
+            writer.write(trace)
+    assert len(shard_paths(tmp_path)) > 1
+    for before, after in zip(traces, read_traces(tmp_path), strict=True):
+        assert ("slm_hidden" in after.columns) == ("slm_hidden" in before.columns)
+        for name in ("slm_hidden", "slm_top_ids"):
+            if name in before.columns:
+                np.testing.assert_array_equal(after.columns[name], before.columns[name])
+                assert after.columns[name].dtype == before.columns[name].dtype
+        for row, own in zip(
+            after.columns["continuation_ids"], before.columns["continuation_ids"], strict=True
+        ):
+            assert row[row >= 0].tolist() == own

@@ -41,6 +41,12 @@ COMMANDS = {
     "compare": Command(
         "navtoken.commands.compare", "CompareOptions", "forking and divergent tokens side by side"
     ),
+    "label": Command(
+        "navtoken.commands.label", "LabelOptions", "which of the SLM's drafts would lead elsewhere"
+    ),
+    "train-router": Command(
+        "navtoken.commands.train_router", "TrainRouterOptions", "train a router on labels, and calibrate it"
+    ),
     "plan": Command("navtoken.commands.plan", "PlanOptions", "predict the speed of a pair from step times"),
 }
 INTERRUPTED = 130
@@ -68,7 +74,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """What `navtoken --help` says."""
-    lines = [f"  navtoken {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  navtoken {name:<12} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "Find the few tokens that decide where a reasoning trace goes, and decode with them.",

@@ -7,8 +7,9 @@ provenance; and a reader that does not know a file's schema refuses it rather th
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """Raised by every change that would make an old reader misread a new file, or the reverse."""
+
+SHARD_BYTES = 2**28
+"""Optional columns of one shard: hidden states of a few hundred long responses would fill the memory of writers and readers."""
 
 Key = tuple[str, str, str, int]
 """(policy, task, problem_id, sample): what makes a response one of its kind in a folder."""
@@ -77,20 +81,39 @@ class Column:
         return float("nan") if self.dtype.kind == "f" else -1
 
 
-_FLOAT, _ID = pa.float32(), pa.int32()
+_FLOAT, _HALF, _ID = pa.float32(), pa.float16(), pa.int32()
 
 COLUMNS: dict[str, Column] = {
     "entropy_slm": Column(_FLOAT, "SLM", "entropy of the next-token distribution at T = 1", "nats"),
     "entropy_llm": Column(_FLOAT, "LLM", "entropy of the next-token distribution at T = 1", "nats"),
     "logprob_slm": Column(_FLOAT, "SLM", "log-probability of the committed token at T = 1", "nats"),
     "logprob_llm": Column(_FLOAT, "LLM", "log-probability of the committed token at T = 1", "nats"),
+    "margin_slm": Column(
+        _FLOAT, "SLM", "probability of the likeliest token less the second's, T = 1", "probability"
+    ),
+    "margin_llm": Column(
+        _FLOAT, "LLM", "probability of the likeliest token less the second's, T = 1", "probability"
+    ),
+    "argmax_slm": Column(_ID, "SLM", "the likeliest token", "token id"),
+    "argmax_llm": Column(_ID, "LLM", "the likeliest token", "token id"),
     "p_divergent": Column(_FLOAT, "router", "probability that the draft is divergent", "probability"),
     "draft_ids": Column(_ID, "SLM", "the draft", "token id"),
     "top_ids": Column(pa.list_(_ID), "writer", "likeliest tokens, best first", "token id"),
     "top_logprobs": Column(pa.list_(_FLOAT), "writer", "their log-probabilities at T = 1", "nats"),
-    "label": Column(pa.int8(), "labeling", "0 identical, 1 neutral, 2 divergent", "class"),
+    "label": Column(
+        pa.int8(), "labeling", "0 identical, 1 neutral, 2 divergent, 3 invalid: a stage failed", "class"
+    ),
+    "slm_top_ids": Column(pa.list_(_ID), "SLM", "likeliest tokens, best first", "token id"),
+    "slm_top_logits": Column(pa.list_(_HALF), "SLM", "their logits, before any sampling parameter", "logit"),
+    "slm_hidden": Column(
+        pa.list_(_HALF), "SLM", "what its LM head is fed where it predicts the token", "activation"
+    ),
+    "continuation_ids": Column(
+        pa.list_(_ID), "labeling", "the draft and how the LLM goes on from it, where they differ", "token id"
+    ),
 }
-"""Registry of optional columns. Where a value was not computed it is NaN (floats) or -1 (integers)."""
+"""Registry of optional columns. Where a value was not computed, and behind the end of a shorter row, it is NaN (floats) or -1
+(integers)."""
 
 _CORE = pa.schema(
     [
@@ -193,6 +216,7 @@ class TraceWriter:
         self._provenance = provenance
         self._shard_rows = shard_rows
         self._buffer: list[Trace] = []
+        self._buffered_bytes = 0
         self._done: set[Key] = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".traces-*.tmp"):
@@ -214,7 +238,8 @@ class TraceWriter:
         if trace.key in self._done or any(trace.key == other.key for other in self._buffer):
             raise TraceError(f"trace {trace.key} is in {self.folder} already; skip the keys in done()")
         self._buffer.append(trace)
-        if len(self._buffer) >= self._shard_rows:
+        self._buffered_bytes += sum(getattr(values, "nbytes", 0) for values in trace.columns.values())
+        if len(self._buffer) >= self._shard_rows or self._buffered_bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -232,6 +257,7 @@ class TraceWriter:
         self._done.update(trace.key for trace in self._buffer)
         self._next_shard += 1
         self._buffer.clear()
+        self._buffered_bytes = 0
 
     def __enter__(self) -> Self:
         return self
@@ -245,27 +271,37 @@ class TraceWriter:
         old, new = _identity(before, fixed), _identity(self._provenance, fixed)
         for name in new:
             if old[name] != new[name]:
+                was, now = _difference(old[name], new[name])
                 raise TraceError(
-                    f"{path} was written with {name} = {old[name]}, now it is {new[name]}; use another folder"
+                    f"{path} was written with {name} = {was}, now it is {now}; use another folder"
                 )
 
 
-def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Trace]:
+def read_traces(
+    path: str | Path, columns: Sequence[str] | None = None, keep: Callable[[Key], bool] | None = None
+) -> Iterator[Trace]:
     """Yield the traces of a shard, or of a folder in the order in which they were written, a few in memory at a time.
 
-    `columns` limits the optional columns that are read. Raises `FileNotFoundError` where there is no shard and
+    `columns` limits the optional columns that are read; `keep` says by its key whether a trace is wanted, and shards without a
+    wanted one cost no more than the reading of their keys. Raises `FileNotFoundError` where there is no shard and
     `TraceSchemaError` for a file that this version does not know.
     """
     for shard in shard_paths(path):
         with open_shard(shard) as file:
+            kept = None if keep is None else [keep(key) for key in _keys(file)]
+            if kept is not None and not any(kept):
+                continue
             wanted = [
                 name
                 for name in file.schema_arrow.names
                 if name not in COLUMNS or columns is None or name in columns
             ]
+            start = 0
             for batch in file.iter_batches(batch_size=64, columns=wanted):
                 for row in range(batch.num_rows):
-                    yield _trace(batch, row)
+                    if kept is None or kept[start + row]:
+                        yield _trace(batch, row)
+                start += batch.num_rows
 
 
 def read_provenance(path: str | Path) -> dict[str, Any]:
@@ -331,6 +367,19 @@ def _without_off(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value}
 
 
+def _difference(old: Any, new: Any) -> tuple[Any, Any]:
+    """Two unequal values for an error: of options only those that differ, of fingerprints only the beginning."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    first, second = ({name: _short(each[name]) for name in names if name in each} for each in (old, new))
+    return first or "nothing of it", second or "nothing of it"
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
+
+
 def _keys(file: pq.ParquetFile) -> Iterator[Key]:
     for row in file.read(columns=list(_KEY)).to_pylist():
         yield row["policy"], row["task"], row["problem_id"], row["sample"]
@@ -350,21 +399,40 @@ def _table(traces: list[Trace], record: dict[str, Any]) -> pa.Table:
         arrays[name] = pa.array([_json(value) for value in values] if name in _JSON else values, kind)
     for name, column in COLUMNS.items():
         if any(name in trace.columns for trace in traces):
-            rows = [_cells(trace.columns.get(name), column) for trace in traces]
-            arrays[name] = pa.array(rows, pa.list_(column.arrow))
+            arrays[name] = _arrow([trace.columns.get(name) for trace in traces], column)
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _PROVENANCE_KEY: _json(record).encode()}
     return pa.table(arrays).replace_schema_metadata(metadata)
 
 
-def _cells(values: Any, column: Column) -> Any:
-    if values is None:
-        return None
+def _arrow(columns: Sequence[Any], column: Column) -> pa.Array:
+    """A column's values of several traces, None where a trace lacks it."""
     if not column.is_row:
-        return np.asarray(values, dtype=column.dtype)
-    rows = [np.asarray(row, dtype=column.dtype) for row in values]
-    width = max((len(row) for row in rows), default=0)
-    # A token whose alternatives were not computed comes with a shorter row, often an empty one.
-    return [np.pad(row, (0, width - len(row)), constant_values=column.missing) for row in rows]
+        cells = [None if values is None else np.asarray(values, dtype=column.dtype) for values in columns]
+        return pa.array(cells, pa.list_(column.arrow))
+    # Built flat: as lists of small arrays, a router's features took most of the time of labelling.
+    missing = [values is None for values in columns]
+    tables = [
+        np.zeros((0, 0), column.dtype) if values is None else _table_of(values, column) for values in columns
+    ]
+    widths = np.repeat([table.shape[1] for table in tables], [len(table) for table in tables])
+    flat = pa.array(np.concatenate([table.ravel() for table in tables]), column.arrow.value_type)
+    rows = pa.ListArray.from_arrays(_offsets(widths), flat)
+    return pa.ListArray.from_arrays(_offsets([len(table) for table in tables]), rows, mask=pa.array(missing))
+
+
+def _table_of(values: Any, column: Column) -> np.ndarray:
+    """(tokens, widest row). A token whose alternatives were not computed comes with a shorter row, often an empty one."""
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return values.astype(column.dtype, copy=False)
+    width = max(map(len, values), default=0)
+    table = np.full((len(values), width), column.missing, dtype=column.dtype)
+    for row, cells in zip(table, values, strict=True):
+        row[: len(cells)] = cells
+    return table
+
+
+def _offsets(sizes: Sequence[int] | np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
 
 
 def _trace(batch: pa.RecordBatch, row: int) -> Trace:

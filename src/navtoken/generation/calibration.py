@@ -1,19 +1,26 @@
-"""Policies given by LLM share become policies with a threshold, found on the training split and kept.
+"""Policies become ones that can run: those given by LLM share get a threshold, the oracle somebody to ask.
 
-A threshold is a property of pair, task and sampling. It is written into the run's folder, so that a run that goes
+Thresholds are found on the training split and kept; a router brings those that were found when it was trained. A threshold is a property of pair, task and sampling. It is written into the run's folder, so that a run that goes
 on after an interruption routes exactly as before, and it is part of the policy's reference in every trace.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import CalibrationOptions, calibrate
 from navtoken.generation.options import GenerationOptions
+from navtoken.labeling.oracle import LiveVerdict
+from navtoken.labeling.verdicts import verifier_named
 from navtoken.policies import Policy, ThresholdPolicy, make_policy
-from navtoken.tasks import Task, load_task
+from navtoken.policies.oracle import OraclePolicy
+from navtoken.policies.router import RouterPolicy
+from navtoken.router import ALL_TASKS
+from navtoken.tasks import Problem, Task, load_task
+from navtoken.tasks.finite import MissingSplitError
 from navtoken.tasks.prompts import render
 
 CACHE = "calibration.json"
@@ -50,13 +57,20 @@ def ready_policy(
     task: Task,
     options: GenerationOptions,
     calibrations: Calibrations | None = None,
+    problems: Sequence[Problem] = (),
 ) -> Policy:
     """The policy that `asked` names, calibrated for `task` where it is given by share.
 
-    Raises `PolicyError`, and the task's own error where it has no training split (`calibrate_on` names another task).
+    `problems` are those that it will decode, which the oracle must know. Raises `PolicyError`, what a verifier says of a task that
+    it cannot judge, and the task's own error where it has no training split (`calibrate_on` names another task).
     """
+    policy = make_policy(asked)
+    if isinstance(policy, OraclePolicy):
+        return policy.with_verdict(_live_verdict(policy, pair, task, options, problems))
     if not needs_calibration(asked):
-        return make_policy(asked)
+        return policy
+    if options.calibrate_on is None and (stored := _stored(policy, pair, task, options)) is not None:
+        return stored
     calibrations = calibrations or Calibrations()
     source = task if options.calibrate_on is None else load_task(options.calibrate_on)
     key = _key(asked, pair, source, options)
@@ -64,6 +78,38 @@ def ready_policy(
         calibrations.keep(key, _calibrated(asked, pair, source, options).reference)
     # From its reference, so that the threshold that routes is the one that traces record, digit for digit.
     return make_policy(calibrations.references[key])
+
+
+def _stored(policy: Policy, pair: ModelPair, task: Task, options: GenerationOptions) -> Policy | None:
+    """The policy with a threshold that was found before, where it brings one for this task and sampling.
+
+    For a task without problems to calibrate on, one that was found over all the tasks that a router knew.
+    """
+    if not isinstance(policy, RouterPolicy):
+        return None
+    for name in (task.name,) if _has_training_split(task) else (task.name, ALL_TASKS):
+        if found := policy.stored(name, asdict(options.sampling), pair.llm.fingerprint):
+            return make_policy(found.reference)
+    return None
+
+
+def _has_training_split(task: Task) -> bool:
+    try:
+        return next(iter(task.problems("train", 1, 0)), None) is not None
+    except MissingSplitError:
+        return False
+
+
+def _live_verdict(
+    policy: OraclePolicy,
+    pair: ModelPair,
+    task: Task,
+    options: GenerationOptions,
+    problems: Sequence[Problem],
+) -> LiveVerdict:
+    verifier = verifier_named(policy.verifier)
+    limit = options.limit(pair)
+    return LiveVerdict(pair, task, problems, verifier, options.prompts, options.engine, max_tokens=limit)
 
 
 def _calibrated(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> Policy:
@@ -75,7 +121,8 @@ def _calibrated(asked: str, pair: ModelPair, source: Task, options: GenerationOp
 
 def _key(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> str:
     parts = {
-        "policy": asked,
+        # As the policy names itself: a router's weights are part of that.
+        "policy": make_policy(asked).reference,
         "task": source.name,
         "num": options.calibration_num,
         "seed": options.seed,

@@ -110,7 +110,8 @@ def _plan(options: GenerateOptions, pair: ModelPair, progress: Progress) -> list
     for asked in wanted.policy:
         for task, requests in tasks:
             busy = progress.add_task(f"calibrating {asked} · {task.name}", total=None)
-            policy = ready_policy(asked, pair, task, wanted, calibrated)
+            problems = [request.problem for request in requests]
+            policy = ready_policy(asked, pair, task, wanted, calibrated, problems)
             progress.remove_task(busy)
             cells.append(Cell(asked, policy, task, requests))
     return cells

@@ -42,6 +42,8 @@ class Task(Protocol):
     name: str
     endless: bool
     """Are its problems generated, as many as are asked for?"""
+    judges_steps: bool
+    """Can `same_step` tell steps apart? Where text is free it only knows equal words."""
     instruction: str
     """Appended to the prompt of models that were not trained on the bare question; says the answer's form."""
 
@@ -75,6 +77,7 @@ class GeneratedTask:
     name: str
     instruction: str
     endless = True
+    judges_steps = True
 
     def __init__(self, level: int = 1) -> None:
         raise NotImplementedError

@@ -22,6 +22,7 @@ class FiniteTask:
     """Problems known in full, with answers compared as mathematics."""
 
     endless = False
+    judges_steps = False
 
     def __init__(
         self, name: str, splits: Mapping[Split, Sequence[Problem]], instruction: str = BOXED_INSTRUCTION

@@ -66,6 +66,7 @@ class GymTask:
 
     instruction = BOXED_INSTRUCTION
     endless = True
+    judges_steps = False
 
     def __init__(self, name: str, set_name: str, config: dict[str, Any]) -> None:
         self.name = name

@@ -1,0 +1,16 @@
+"""What a token of the LLM's response is to the SLM: the four classes of a label, by the numbers that traces hold."""
+
+from enum import IntEnum
+
+
+class Label(IntEnum):
+    """Class of one response token; -1 in a trace is one that nobody looked at."""
+
+    IDENTICAL = 0
+    """The SLM's draft is the LLM's token."""
+    NEUTRAL = 1
+    """Another token, and from it the LLM takes the same path."""
+    DIVERGENT = 2
+    """Another token, and from it the LLM takes another path."""
+    INVALID = 3
+    """A stage failed, so nobody knows. Never to be counted, nor trained on."""
