@@ -20,6 +20,7 @@ from rich.console import Console
 from navtoken.analysis.analyze import Analysis, PatternOptions, analyze_traces
 from navtoken.commands import analyze
 from navtoken.commands.analyze_page import along_response, histogram
+from navtoken.commands.frozen_responses import ResponseOptions
 from navtoken.generation.options import FAMILIES
 from navtoken.provenance import provenance
 from navtoken.report import write_svg
@@ -67,9 +68,8 @@ def found(
     model: str, tasks: Sequence[str], folder: Path, options: Options, console: Console
 ) -> dict[str, Any]:
     """The pattern of a model on some families, without what only the page needs."""
-    asked = analyze.AnalyzeOptions(
-        model=f"embedded:{model}", task=tuple(tasks), num=options.num, seed=options.seed, out=folder
-    )
+    responses = ResponseOptions(task=tuple(tasks), num=options.num, seed=options.seed)
+    asked = analyze.AnalyzeOptions(responses, f"embedded:{model}", out=folder)
     result = analyze.run(asked, console)
     kept = {
         name: result[name]

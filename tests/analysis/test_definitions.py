@@ -166,3 +166,17 @@ def test_no_positions_are_refused() -> None:
     empty = positions()
     with pytest.raises(FrozenSetError, match="no position"):
         replace(empty, token_N=np.array([], np.int32))
+
+
+def test_invalid_labels_count_for_nothing() -> None:
+    label = np.array([2, 3, 0, 0, 1, 3, -1, 0, 0, 2], np.int8)
+    found = compare(positions(label_N=label), 0.3, NONE, min_count=1)
+    assert found.shares["divergent"].value == pytest.approx(2 / 7)
+
+
+def test_coarse_intervals_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(positions(), 0.3, NONE).notes == ()
+    for name in ("ranking", "definitions"):
+        monkeypatch.setattr(f"navtoken.analysis.{name}.MOST_EXACT", 5)
+    (note,) = compare(positions(), 0.3, NONE).notes
+    assert "more than 5 tokens" in note

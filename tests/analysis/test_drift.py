@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from navtoken.analysis.drift import PERCENTILES, Drift, DriftError, drift, shifts
+from navtoken.analysis.drift import PERCENTILES, Drift, DriftError, drift, shared, shifts
 from navtoken.analysis.ranking import Resampling
 
 NONE = Resampling(num=0)
@@ -45,6 +45,19 @@ def test_a_path_by_hand() -> None:
     assert found.num_left == 1
     # Token 6 loses position 1 and gains position 2: no net change, so it is in neither table.
     assert found.leaving == found.entering == []
+
+
+def test_an_overlap_is_the_same_from_either_side() -> None:
+    """In a resample the sets are of unequal size: a share of one of them would not be a share of the other."""
+    cluster = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2], np.int32)
+    one = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0], bool)
+    other = np.array([1, 0, 0, 1, 1, 0, 0, 0, 1], bool)
+    resampling = Resampling(200, seed=1)
+    found = shared(one, other, cluster, resampling)
+    assert found == shared(other, one, cluster, resampling)
+    assert found.value == 0.25
+    assert found.low < 0.25 < found.high
+    assert shared(one, one, cluster, resampling).low == 1.0
 
 
 def test_changes_are_binned_by_base_entropy() -> None:

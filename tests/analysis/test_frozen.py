@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from navtoken.analysis import frozen as module
-from navtoken.analysis.frozen import Chosen, FrozenSet, FrozenSetError, check_vocabulary, score_set
-from navtoken.analysis.scoring import ForeignVocabularyError
+from navtoken.analysis.frozen import (
+    SCORES,
+    Chosen,
+    FrozenSet,
+    FrozenSetError,
+    RecordedScores,
+    score_set,
+    scored_by,
+)
+from navtoken.analysis.scoring import scored_traces
+from navtoken.analysis.vocabulary import ForeignVocabularyError
 from navtoken.checkpoints import LoadedModel
-from navtoken.trace import Trace, TraceError, TraceWriter, provenance
+from navtoken.trace import Trace, TraceError, TraceWriter, provenance, read_provenance, read_traces
 from tiny_models import VOCAB_SIZE, prompts, tiny_model, tiny_tokenizer
 
 LENGTHS = (5, 0, 9, 3, 7, 4)
@@ -59,6 +68,14 @@ def test_tokens_lie_one_response_after_the_other(folder: Path) -> None:
     assert (found.num_problems, found.tasks, found.num_responses, found.num_tokens) == (3, ("t", "u"), 5, 28)
     assert found.label_N is not None
     assert found.label_N.tolist() == [-1] * 5 + [0, 1, 2] * 3 + [-1] * 14
+    assert found.keys == tuple(each.key for each in kept)
+
+
+def test_invalid_labels_alone_are_no_labels(tmp_path: Path) -> None:
+    invalid = trace(0, [5, 6], columns={"label": np.array([3, -1], np.int8)})
+    with TraceWriter(tmp_path, provenance()) as writer:
+        writer.write(invalid)
+    assert FrozenSet.read(Chosen(tmp_path)).label_N is None
 
 
 @pytest.mark.parametrize(
@@ -76,6 +93,8 @@ def test_only_what_is_asked_for_counts(folder: Path, changes: dict[str, object],
     assert np.diff(FrozenSet.read(chosen).start_R).tolist() == lengths
     assert [len(each.response_ids) for each in chosen.traces()] == lengths
     assert [len(each.response_ids) for each in chosen.responses()] == lengths
+    silent = {each.key for each in traces() if not each.response_ids}
+    assert chosen.found() - silent == {each.key for each in chosen.traces()}
 
 
 def test_contexts_end_where_the_response_does(folder: Path) -> None:
@@ -162,12 +181,69 @@ def test_an_interrupted_scoring_goes_on(
     assert not list((tmp_path / "scores").rglob("*.part"))
 
 
+def recorded(folder: Path, model: LoadedModel, out: Path, **changes: object) -> Path:
+    """The traces as `navtoken score` leaves them: scored as the SLM's, in float32."""
+    arguments = {"whose": "slm", "dtype": "float32"}
+    record = provenance({"slm": "other", "scores_slm": model.fingerprint}, **(arguments | changes))
+    with TraceWriter(out, record) as writer:
+        for each in scored_traces(Chosen(folder).traces(), model, "slm"):
+            writer.write(each)
+    return out
+
+
+def test_scores_that_the_traces_carry_are_those_that_a_pass_would_give(
+    folder: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    frozen = FrozenSet.read(Chosen(recorded(folder, model, tmp_path / "scored"), policy="llm"))
+    found = RecordedScores.of(frozen, "slm", model.fingerprint, "float32")
+    assert found is not None
+    computed = score_set(frozen, lambda: model, "x", tmp_path / "scores")
+    for name in SCORES:
+        np.testing.assert_allclose(found.column(name), computed.column(name), atol=1e-6)
+
+
+def test_scores_of_other_weights_or_another_type_are_not_taken(
+    folder: Path, model: LoadedModel, tmp_path: Path
+) -> None:
+    frozen = FrozenSet.read(Chosen(recorded(folder, model, tmp_path / "scored")))
+    assert RecordedScores.of(frozen, "slm", "other weights", "float32") is None
+    assert RecordedScores.of(frozen, "slm", model.fingerprint, "bfloat16") is None
+    assert RecordedScores.of(frozen, "llm", model.fingerprint, "float32") is None
+    assert RecordedScores.of(FrozenSet.read(Chosen(folder)), "slm", model.fingerprint, "float32") is None
+
+
+def test_scores_with_holes_are_not_taken(folder: Path, model: LoadedModel, tmp_path: Path) -> None:
+    whole = recorded(folder, model, tmp_path / "scored")
+    with TraceWriter(tmp_path / "holes", read_provenance(whole)) as writer:
+        for each in read_traces(whole):
+            each.columns["argmax_slm"] = np.where(np.arange(len(each.response_ids)) == 1, -1, 3)
+            writer.write(each)
+    frozen = FrozenSet.read(Chosen(tmp_path / "holes"))
+    assert RecordedScores.of(frozen, "slm", model.fingerprint, "float32") is None
+
+
+def test_who_filled_a_column_is_told_by_the_last_who_did() -> None:
+    written = {
+        "fingerprints": {"slm": "s", "llm": "l"},
+        "arguments": {"dtype": "float32", "llm_dtype": "bfloat16"},
+    }
+    scored = {
+        "fingerprints": {"slm": "s", "llm": "l", "scores_llm": "x"},
+        "arguments": {"whose": "llm", "dtype": "float16"},
+        "source": written,
+    }
+    assert scored_by(written, "slm") == ("s", "float32")
+    assert scored_by(written, "llm") == ("l", "bfloat16")
+    assert scored_by(scored, "llm") == ("x", "float16")
+    assert scored_by(scored, "slm") == ("s", "float32")
+
+
 # ---- what cannot be compared on -------------------------------------------------------------------------------
 
 
 def test_another_vocabulary_is_refused(folder: Path) -> None:
     frozen = FrozenSet.read(Chosen(folder))
-    check_vocabulary(frozen, tiny_tokenizer(), "same")
+    frozen.check_vocabulary(tiny_tokenizer(), "same")
 
     class Shifted(PreTrainedTokenizerFast):
         def decode(self, ids: list[int], **options: object) -> str:  # type: ignore[override]
@@ -176,16 +252,16 @@ def test_another_vocabulary_is_refused(folder: Path) -> None:
     shifted = Shifted(
         tokenizer_object=tiny_tokenizer().backend_tokenizer, pad_token="<pad>", eos_token="<eos>"
     )
-    with pytest.raises(ForeignVocabularyError, match="'other' reads a response"):
-        check_vocabulary(frozen, shifted, "other")
+    with pytest.raises(ForeignVocabularyError, match="token ids read .* under the tokenizer of 'other'"):
+        frozen.check_vocabulary(shifted, "other")
 
     class Small(Shifted):
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0, "b": 3}
 
     small = Small(tokenizer_object=tiny_tokenizer().backend_tokenizer)
-    with pytest.raises(ForeignVocabularyError, match=r"knows 0\.\.3; give a checkpoint that shares"):
-        check_vocabulary(frozen, small, "other")
+    with pytest.raises(ForeignVocabularyError, match=r"knows 0\.\.3; name a checkpoint that shares"):
+        frozen.check_vocabulary(small, "other")
 
 
 def test_a_text_cut_at_a_stop_string_is_no_other_vocabulary(tmp_path: Path) -> None:
@@ -193,7 +269,7 @@ def test_a_text_cut_at_a_stop_string_is_no_other_vocabulary(tmp_path: Path) -> N
     cut.text = cut.text[:2]
     with TraceWriter(tmp_path, provenance()) as writer:
         writer.write(cut)
-    check_vocabulary(FrozenSet.read(Chosen(tmp_path)), tiny_tokenizer(), "same")
+    FrozenSet.read(Chosen(tmp_path)).check_vocabulary(tiny_tokenizer(), "same")
 
 
 def test_an_empty_set_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -174,6 +174,33 @@ def test_a_larger_experiment_keeps_the_threshold_and_adds_to_each_point(tmp_path
         study_of(options(tmp_path, percentile=60.0))
 
 
+def test_another_threshold_is_refused_before_anything_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_of(options(tmp_path, generation={"num": 2}, threshold=1.25))
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(generation_run, "respond", never)
+    with pytest.raises(TraceError, match="'fork_threshold': 1.25.*now it is.*'fork_threshold': 0.5"):
+        # More problems, so that (1, 1) would be decoded first.
+        study_of(options(tmp_path, generation={"num": 3}, threshold=0.5))
+
+
+def test_a_point_has_one_folder_however_its_temperatures_are_written() -> None:
+    assert Point(2, 1).folder == Point(2.0, 1.0).folder == "forking-2.0-others-1.0"
+    assert Point(2, 1).folder != Point(1, 2).folder
+
+
+def test_no_two_references_share_a_folder() -> None:
+    references = ["llm", "entropy:0.5", "entropy-0.5", "entropy;0.5", "gym:a", "gym:a/b", "gym:a-b"]
+    names = {perturbation._slug(each) for each in references}
+    assert len(names) == len(references)
+    assert perturbation._slug("llm") == "llm"
+    assert not any(set(name) & set(":/;") for name in names)
+
+
 def test_a_threshold_in_nats_needs_no_pilot(tmp_path: Path) -> None:
     study = study_of(options(tmp_path, threshold=1.25))
     assert study.threshold == 1.25

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from navtoken.analysis import ranking as module
 from navtoken.analysis.ranking import (
     Ranked,
     RankingError,
@@ -240,3 +241,49 @@ def test_there_is_no_interval_without_clusters_to_draw_from() -> None:
     # Resamples that say nothing are left out: what remains is the ones that do.
     found = intervals(lambda w: np.array([math.nan if w[0] == 0 else 1.0]), 3, Resampling(50))[0]
     assert (found.low, found.high) == (1.0, 1.0)
+
+
+# ---- many positions -------------------------------------------------------------------------------------------
+
+
+def many(size: int = 60_000, num_clusters: int = 150) -> Ranked:
+    """A signal that finds a set of some 20 %; both vary from cluster to cluster."""
+    rng = np.random.default_rng(3)
+    cluster = np.sort(rng.integers(num_clusters, size=size)).astype(np.int32)
+    difficulty = rng.normal(0, 0.7, num_clusters)[cluster]
+    wanted = rng.normal(difficulty, 1) > 1.2
+    signal = (wanted + difficulty + rng.normal(0, 1.5, size)).astype(np.float32).round(3)
+    return Ranked.of(signal, wanted, cluster)
+
+
+def test_coarse_intervals_are_those_of_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked, resampling = many(), Resampling(300, seed=5)
+    assert not ranked.is_coarse
+    exact = ranked.areas(resampling)
+    monkeypatch.setattr(module, "MOST_EXACT", 1000)
+    assert ranked.is_coarse
+    coarse = ranked.areas(resampling)
+    for ours, theirs in ((coarse.roc, exact.roc), (coarse.pr, exact.pr)):
+        assert ours.value == theirs.value
+        width = theirs.high - theirs.low
+        # The same clusters are drawn, but under other numbers.
+        assert ours.low == pytest.approx(theirs.low, abs=0.15 * width)
+        assert ours.high == pytest.approx(theirs.high, abs=0.15 * width)
+
+
+def test_clusters_that_are_drawn_in_groups_spread_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranked, resampling = many(num_clusters=2000), Resampling(400, seed=5)
+    exact = ranked.areas(resampling).roc
+    monkeypatch.setattr(module, "MOST_EXACT", 1000)
+    monkeypatch.setattr(module, "MOST_CLUSTERS", 200)
+    coarse = ranked.areas(resampling).roc
+    assert (coarse.high - coarse.low) / (exact.high - exact.low) == pytest.approx(1, abs=0.2)
+
+
+def test_equal_signals_stay_together_in_a_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three values in many bins: nothing is lost, however many positions there are."""
+    rng = np.random.default_rng(1)
+    signal = rng.integers(3, size=5000).astype(np.float32)
+    ranked = Ranked.of(signal, rng.random(5000) < 0.2 + 0.1 * signal, np.zeros(5000, np.int32))
+    coarse = module._Coarse.of(ranked, seed=0)
+    assert coarse.areas(np.ones(1, np.int64)) == pytest.approx(ranked._areas(np.ones(1, np.int64)), rel=1e-12)

@@ -108,7 +108,7 @@ def test_logits_exist_at_response_positions_only_and_in_chunks(monkeypatch: pyte
 
 
 def test_results_come_window_by_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_WINDOW_BATCHES", 2)
+    monkeypatch.setattr(scoring, "WINDOW_BATCHES", 2)
     loaded = tiny_model("qwen3")
     head = head_of(loaded)
     shapes = watch_passes(loaded, monkeypatch)
@@ -195,7 +195,7 @@ def test_traces_keep_what_they_have_and_gain_two_columns() -> None:
 
 
 def test_a_stream_of_traces_is_read_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_WINDOW_BATCHES", 2)
+    monkeypatch.setattr(scoring, "WINDOW_BATCHES", 2)
     loaded, read = tiny_model("qwen3"), []
 
     def stream() -> Iterator[Trace]:

@@ -11,9 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from navtoken.analysis.analyze import Analysis, PatternOptions, analyze_traces
+from navtoken.analysis.columns import KEY_FIELDS, stream_columns
 from navtoken.analysis.profile import MeanByBin, OutcomeProfile
 from navtoken.cli import main
-from navtoken.commands.analyze_page import TokenTexts, outcome_finding, telling_traces
+from navtoken.commands.analyze_page import (
+    along_finding,
+    findings,
+    outcome_finding,
+    telling_keys,
+    tokens_as_json,
+)
+from navtoken.commands.spelling import Speller
 from navtoken.trace import Trace, TraceWriter, read_provenance, read_traces
 from small_runs import saved_pair
 from small_traces import RECORD, small_trace, written
@@ -137,6 +146,54 @@ def test_what_was_scored_before_is_not_analysed_with_it(
     assert [result["num_responses"] for result in both] == [4, 4]
 
 
+def test_only_responses_that_count_are_scored(pair: tuple[str, str], tmp_path: Path, capsys: Capture) -> None:
+    two = ["--task", "arithmetic", "--task", "countdown", "--num", "3", "--max-tokens", "8"]
+    assert main(["analyze", "--model", pair[1], *two, "--out", str(tmp_path / "both")]) == 0
+    capsys.readouterr()
+    args = [str(tmp_path / "both" / "traces"), "--model", pair[0], "--out", str(tmp_path / "out")]
+    part = analyzed([*args, "--task", "countdown", "--num", "2"], capsys)
+    (copies,) = (tmp_path / "out" / "scored").iterdir()
+    assert part["num_responses"] == 2
+    assert [trace.task for trace in read_traces(copies)] == ["countdown"] * 2
+    assert analyzed(args, capsys)["num_responses"] == 6
+    assert len(list(read_traces(copies))) == 6
+    assert numbers(analyzed([*args, "--task", "countdown", "--num", "2"], capsys)) == numbers(part)
+
+
+def test_traces_made_anew_at_the_same_place_are_scored_anew(
+    pair: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    source, args = tmp_path / "source", ["--model", pair[0], "--out", str(tmp_path / "out")]
+    found = []
+    for seed in ("0", "1"):
+        shutil.rmtree(source, ignore_errors=True)
+        assert main(["analyze", "--model", pair[1], *MAKE, "--seed", seed, "--out", str(source)]) == 0
+        capsys.readouterr()
+        found.append(analyzed([str(source / "traces"), *args], capsys))
+    more = ["--model", pair[1], *MAKE, "--num", "6", "--seed", "1", "--out", str(source)]
+    assert main(["analyze", *more]) == 0
+    capsys.readouterr()
+    found.append(analyzed([str(source / "traces"), *args], capsys))
+    assert [result["num_responses"] for result in found] == [4, 4, 6]
+    assert found[0]["groups"]["all"]["mean"] != found[1]["groups"]["all"]["mean"]
+    # What was only added to is gone on with.
+    assert len(list((tmp_path / "out" / "scored").iterdir())) == 2
+
+
+def test_entropies_of_another_type_are_computed_anew(
+    pair: tuple[str, str], made: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    args = [str(made / "traces"), "--model", pair[1], "--out", str(tmp_path)]
+    analyzed(args, capsys)
+    assert not (tmp_path / "scored").exists()
+    half = analyzed([*args, "--dtype", "bfloat16"], capsys)
+    assert (tmp_path / "scored").exists()
+    assert (
+        half["groups"]["all"]["mean"]
+        != json.loads((made / "analysis.json").read_text())["groups"]["all"]["mean"]
+    )
+
+
 def test_tokens_that_the_checkpoint_has_not_seen_are_scored(
     pair: tuple[str, str], made: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -181,7 +238,8 @@ def test_only_one_policy_counts(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["TRACES", "--num", "3"], "num 3 is for making responses"),
+        (["TRACES", "--samples", "3"], "samples 3 is for making responses"),
+        (["--num", "0"], "num is 0"),
         (["TRACES", "--entropy", "slm"], "no column 'entropy_slm'"),
         (["TRACES", "--task", "gsm8k"], "no trace has task gsm8k; there are arithmetic"),
         (["TRACES", "--model", "embedded:llm"], "under the tokenizer of 'embedded:llm'"),
@@ -225,20 +283,62 @@ def test_a_difference_is_claimed_only_beyond_its_error(wrong: float, words: str)
     assert words in outcome_finding(right, other)
 
 
-def test_a_right_and_a_wrong_response_are_shown() -> None:
-    traces: list[Trace] = [
+def told(folder: Path, traces: list[Trace]) -> list[tuple[str, bool | None]]:
+    """Task and outcome of the responses that a page shows."""
+    written(folder, traces)
+    keys = telling_keys(stream_columns(folder, (*KEY_FIELDS, "correct", "entropy_llm")), "entropy_llm")
+    by_key = {trace.key: trace for trace in traces}
+    return [(by_key[key].task, by_key[key].correct) for key in keys]
+
+
+def test_a_right_and_a_wrong_response_are_shown(tmp_path: Path) -> None:
+    traces = [
         small_trace([1], sample, task=task, correct=sample % 2 == 0, entropy_llm=[0.1])
-        for sample in range(6)
         for task in ("a", "b")
+        for sample in range(6)
     ]
-    shown = telling_traces([small_trace([], 9, entropy_llm=[]), small_trace([1], 8), *traces], "entropy_llm")
-    assert [(trace.task, trace.correct) for trace in shown] == [
-        ("a", True),
-        ("b", True),
-        ("a", False),
-        ("b", False),
+    unknown = [small_trace([], 9, entropy_llm=[]), small_trace([1], 8)]
+    assert told(tmp_path, [*unknown, *traces]) == [("a", True), ("a", False), ("b", True), ("b", False)]
+
+
+def test_examples_are_spread_over_tasks(tmp_path: Path) -> None:
+    """Nine tasks one after the other, two outcomes of each: eight tasks have one response on the page."""
+    traces = [
+        small_trace([1], sample, task=f"t{task}", correct=bool(sample), entropy_llm=[0.1])
+        for task in range(9)
+        for sample in range(2)
     ]
+    assert told(tmp_path, traces) == [(f"t{task}", False) for task in range(8)]
+
+
+def analysis_of(folder: Path, entropies: list[list[float]]) -> Analysis:
+    """Of responses of 20 tokens each with these entropies; token ids are 0 to 19."""
+    traces = [small_trace(list(range(20)), sample, entropy_llm=own) for sample, own in enumerate(entropies)]
+    return analyze_traces(written(folder, traces), PatternOptions(min_frequency=1))
+
+
+def test_a_place_along_the_response_is_named_only_beyond_chance(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    flat = [rng.uniform(0, 1, 20).astype(np.float32) for _ in range(30)]
+    assert "do not clearly differ" in along_finding(analysis_of(tmp_path / "flat", flat))
+    peaked = [values + np.eye(20, dtype=np.float32)[7] for values in flat]
+    assert "highest 35 to 40 % of the way" in along_finding(analysis_of(tmp_path / "peaked", peaked))
+    # Of one response nobody knows how responses differ.
+    assert "do not clearly differ" in along_finding(analysis_of(tmp_path / "one", peaked[:1]))
+
+
+def test_means_over_few_tokens_come_with_their_errors(tmp_path: Path) -> None:
+    analysis = analysis_of(tmp_path, [[0.1 * i for i in range(20)], [0.3 * i for i in range(20)]])
+    speller = Speller(None)
+    row = tokens_as_json(analysis, speller)["highest"][0]
+    # 1.9 and 5.7 nats: a standard deviation of 2.69, over the root of 2.
+    assert (row["token"], row["count"], row["error"]) == ("⟨19⟩", 2, pytest.approx(1.9, rel=1e-5))
+    assert "(each at least 2 times, standard errors up to 1.9 nats)" in findings(analysis, speller)[1]
+    alone = analysis_of(tmp_path / "one", [[0.1 * i for i in range(20)]])
+    assert tokens_as_json(alone, speller)["highest"][0]["error"] is None
+    assert "(each at least once)" in findings(alone, speller)[1]
 
 
 def test_tokens_without_a_tokenizer_go_by_number() -> None:
-    assert TokenTexts(None).token(7) == "⟨7⟩"
+    assert Speller(None).token(7) == "⟨7⟩"
+    assert Speller(None).context([1, 2], 7, [3]) == ("⟨1⟩⟨2⟩", "⟨7⟩", "⟨3⟩")

@@ -77,6 +77,30 @@ def test_run_again_it_scores_nothing_twice(
     assert again == first
 
 
+def test_scores_that_the_traces_carry_are_read(
+    pair: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = run([*pair, *SMALL, "--out", str(tmp_path / "a")], capsys)
+    traces = tmp_path / "a" / "traces"
+    for whose, model in (("slm", pair[1]), ("llm", pair[3])):
+        scored = tmp_path / whose
+        assert main(["score", str(traces), "--model", model, "--as", whose, "--out", str(scored)]) == 0
+        traces = scored
+    capsys.readouterr()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(frozen_module, "score_responses", never)
+    read = run(
+        [str(traces), *pair, "--resamples", "20", "--min-count", "1", "--out", str(tmp_path / "b")], capsys
+    )
+    assert not (tmp_path / "b" / "scores").exists()
+    for name in ("shares", "agreements", "equal_size", "corners", "rarity"):
+        assert read[name] == computed[name]
+    assert "margin" in (tmp_path / "b" / "index.html").read_text()
+
+
 def test_given_traces_and_fewer_problems(pair: list[str], tmp_path: Path, capsys: Capture) -> None:
     run([*pair, *SMALL, "--out", str(tmp_path / "a")], capsys)
     given = [str(tmp_path / "a" / "traces"), *pair, "--resamples", "0", "--min-count", "1"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from navtoken.analysis.frozen import SCORES
 from navtoken.analysis.scoring import ScoringError
 from navtoken.checkpoints import ModelPair
 from navtoken.cli import main
@@ -56,6 +57,13 @@ def test_scores_are_what_the_engine_saw(pair: ModelPair, traces: Path, tmp_path:
                 np.testing.assert_allclose(new.columns[name], old.columns[name], atol=1e-5)
         if "entropy_slm" in old.columns:
             np.testing.assert_array_equal(new.columns["entropy_slm"], old.columns["entropy_slm"])
+        margin, likeliest = new.columns["margin_llm"], new.columns["argmax_llm"]
+        assert ((margin >= 0) & (margin <= 1)).all()
+        if old.policy == "llm":
+            # Greedy: the LLM wrote what it holds likeliest.
+            assert likeliest.tolist() == new.response_ids
+            # With a margin m the likeliest token has at least probability m.
+            assert (np.exp(new.columns["logprob_llm"]) >= margin - 1e-5).all()
     values = np.concatenate([trace.columns["entropy_llm"] for trace in after])
     assert result["mean_entropy"] == pytest.approx(float(values.mean()), rel=1e-5)
 
@@ -81,7 +89,16 @@ def test_provenance_names_writers_and_reader(pair: ModelPair, traces: Path, tmp_
     }
     assert record["source"]["source"]["arguments"]["policy"] == ["llm", "random:0.4"]
     columns = next(read_traces(tmp_path / "b")).columns
-    assert {"entropy_slm", "logprob_slm", "entropy_llm", "logprob_llm"} <= set(columns)
+    assert {f"{name}_{whose}" for name in SCORES for whose in ("slm", "llm")} <= set(columns)
+
+
+def test_only_what_is_asked_for_is_scored(pair: ModelPair, traces: Path, tmp_path: Path) -> None:
+    keys = frozenset(trace.key for trace in read_traces(traces) if trace.policy == "llm")
+    options, console = ScoreOptions(traces, out=tmp_path / "some"), Console(file=io.StringIO())
+    result = score.run(options, console, pair.llm, keys)
+    assert result["num_responses"] == result["num_scored"] == 5
+    assert {trace.key for trace in read_traces(tmp_path / "some")} == keys
+    assert score.run(options, console, pair.llm)["num_scored"] == 5
 
 
 def test_an_interrupted_run_goes_on(
@@ -109,8 +126,11 @@ def test_an_interrupted_run_goes_on(
 
 def test_a_folder_takes_the_scores_of_one_checkpoint(pair: ModelPair, traces: Path, tmp_path: Path) -> None:
     run(pair, traces, tmp_path / "out")
-    with pytest.raises(TraceError, match="use another folder"):
+    with pytest.raises(TraceError, match="use another folder") as caught:
         run(pair, traces, tmp_path / "out", reader=0)
+    for loaded in (pair.slm, pair.llm):
+        assert loaded.fingerprint not in str(caught.value)
+        assert loaded.fingerprint[:12] in str(caught.value)
     with pytest.raises(TraceError, match="scores_llm.*now it is.*scores_slm"):
         run(pair, traces, tmp_path / "out", whose="slm")
 
@@ -158,12 +178,12 @@ def test_the_command_ends_in_one_json_object(
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 1
     result = json.loads(out)
-    assert result["columns"] == ["entropy_slm", "logprob_slm"]
+    assert result["columns"] == ["entropy_slm", "logprob_slm", "argmax_slm", "margin_slm"]
     assert result["num_scored"] == 10
     assert (
         main(["score", str(traces), "--model", saved[1], "--as", "llm", "--out", str(tmp_path / "llm")]) == 0
     )
-    assert "entropy_llm, logprob_llm in" in capsys.readouterr().out
+    assert "entropy_llm, logprob_llm, argmax_llm, margin_llm in" in capsys.readouterr().out
 
 
 def test_what_cannot_be_scored_is_said_in_one_line(

@@ -23,7 +23,7 @@ def rows():
     """Accuracy and LLM share on test problems, by (policy, task)."""
     policies = ("slm", "llm", "llm-prob:0.1", "random:0.2")
     table = evaluate(
-        EvaluateOptions(generation=GenerationOptions(task=FAMILIES, policy=policies, num=40, seed=11))
+        EvaluateOptions(generation=GenerationOptions(task=FAMILIES, policy=policies, num=10, seed=11))
     )
     return {(row["policy"], row["task"]): row for row in table.rows}
 
@@ -96,9 +96,9 @@ def test_base_leaves_room_for_reinforcement_learning():
 
 
 def test_a_fresh_run_shows_the_same_picture(rows):
-    """40 problems of each family: bounds two standard errors (0.05) wider than those of the committed run."""
+    """10 problems of each family: bounds wider than those of the committed run, by a standard error of 0.08."""
     assert rows["llm", "mean"]["accuracy"] >= 0.7
     assert rows["slm", "mean"]["accuracy"] <= 0.45
-    assert rows["llm-prob:0.1", "mean"]["llm_share"] <= 0.12
+    assert rows["llm-prob:0.1", "mean"]["llm_share"] <= 0.14
     assert recovered(rows, "llm-prob:0.1") >= 0.7
     assert recovered(rows, "random:0.2") < 0.5

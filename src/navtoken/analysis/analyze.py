@@ -6,7 +6,6 @@ half; examples of the listed tokens come from the beginning of a third, which en
 Shapes: N tokens of a batch.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from navtoken.analysis.columns import (
     paths_of,
     stream_columns,
 )
+from navtoken.analysis.plain import plain
 from navtoken.analysis.pool import GroupQuantiles
 from navtoken.analysis.profile import OUTCOMES, OutcomeProfile, Profile, outcome_of
 from navtoken.analysis.tokens import TokenTables, TokenTally, find_contexts
@@ -117,8 +117,8 @@ class Analysis:
 
     def as_json(self) -> dict[str, Any]:
         """JSON-serialisable; a number that could not be computed is None."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        result: dict[str, Any] = plain(asdict(self))
+        return result
 
 
 def analyze_traces(
@@ -271,7 +271,7 @@ class _Counting:
         if self.num_missing:
             share = self.num_missing / (self.num_missing + self.num_tokens)
             notes.append(
-                f"{self.num_missing:,} tokens ({share:.1%}) have no {self.column} and are left out: their model did not run there."
+                f"{self.num_missing:,} tokens ({100 * share:.1f} %) have no {self.column} and are left out: their model did not run there."
             )
         if len(self.policies) > 1:
             several = ", ".join(sorted(self.policies)[:4])
@@ -320,11 +320,3 @@ def _merged(bins: NDArray[np.int64], most: int = 40) -> tuple[tuple[float, ...],
     padded[: min(len(bins), len(padded))] = bins[: len(padded)]
     edges = tuple(round(index * width * BIN_WIDTH, 10) for index in range(num + 1))
     return edges, tuple(padded.reshape(num, width).sum(1).tolist())
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

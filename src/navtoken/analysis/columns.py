@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from navtoken.trace import COLUMNS, TraceError, open_shard, shard_paths
+from navtoken.trace import COLUMNS, Key, TraceError, open_shard, shard_paths
 
 __all__ = [
+    "KEY_FIELDS",
     "EmptyTracesError",
     "MissingColumnError",
     "Paths",
@@ -39,7 +40,11 @@ Paths = str | Path | Sequence[Path]
 """A shard, a folder of shards, or a list of shards."""
 
 Where = Mapping[str, Collection[Any]]
-"""Fields of a response and the values that are wanted of them; an empty collection wants all."""
+"""Fields of a response and the values that are wanted of them; an empty collection wants all. `key` stands for the four
+fields of `KEY_FIELDS` together, and wants what it has, even if that is nothing."""
+
+KEY_FIELDS = ("policy", "task", "problem_id", "sample")
+"""Which response it is: the parts of a `Key`."""
 
 _CORE_TOKENS: dict[str, np.dtype[Any]] = {"response_ids": np.dtype(np.int32), "writer": np.dtype(np.int8)}
 """Per-token columns that every trace has."""
@@ -81,6 +86,11 @@ class TokenBatch:
         """(R,) where each response begins among the N tokens."""
         return np.cumsum(self.lengths) - self.lengths
 
+    @property
+    def keys(self) -> list[Key]:
+        """R keys, where `KEY_FIELDS` were asked for."""
+        return list(zip(*(self.rows[name] for name in KEY_FIELDS), strict=True))
+
     def spread(self, per_response: NDArray[Any]) -> NDArray[Any]:
         """(R,) values of responses -> (N,) the same value at each of their tokens."""
         return np.repeat(per_response, self.lengths)
@@ -116,7 +126,8 @@ def stream_columns(
     names = list(dict.fromkeys(columns))
     _check_names(names)
     shards = _checked_shards(path, () if missing_ok else names)
-    return _stream(shards, names, batch_rows, {k: set(v) for k, v in (where or {}).items() if v}, tell)
+    wanted = {k: set(v) for k, v in (where or {}).items() if v or k == "key"}
+    return _stream(shards, names, batch_rows, wanted, tell)
 
 
 def num_responses(path: Paths) -> int:
@@ -185,7 +196,8 @@ def _stream(
         with open_shard(shard) as file:
             lengths_from = "response_ids" if "response_ids" in names else "writer"
             known = set(file.schema_arrow.names)
-            reading = [name for name in dict.fromkeys((*names, *where, lengths_from)) if name in known]
+            filters = [each for name in where for each in (KEY_FIELDS if name == "key" else (name,))]
+            reading = [name for name in dict.fromkeys((*names, *filters, lengths_from)) if name in known]
             for batch in file.iter_batches(batch_rows or _rows_per_batch(file), columns=reading):
                 num_read = batch.num_rows
                 batch = _wanted(batch, where, seen)
@@ -212,6 +224,10 @@ def _wanted(
     batch: pa.RecordBatch, where: Mapping[str, set[Any]], seen: dict[str, set[Any]]
 ) -> pa.RecordBatch:
     for name, values in where.items():
+        if name == "key":
+            keys = zip(*(batch.column(each).to_pylist() for each in KEY_FIELDS), strict=True)
+            batch = batch.filter(pa.array([key in values for key in keys], pa.bool_()))
+            continue
         column = batch.column(name)
         if len(seen[name]) < 8:
             seen[name].update(pc.unique(column).to_pylist())
@@ -220,7 +236,11 @@ def _wanted(
 
 
 def _nothing_wanted(where: Mapping[str, set[Any]], seen: Mapping[str, set[Any]]) -> str:
-    name = next((name for name, values in where.items() if not values & seen[name]), next(iter(where), ""))
+    simple = [name for name in where if name != "key"]
+    name = next((name for name in simple if not where[name] & seen[name]), None)
+    if name is None and ("key" in where or not simple):
+        return "none of the responses that are asked for is there; generate them, or ask for others"
+    name = name or simple[0]
     asked = ", ".join(sorted(map(str, where[name]))[:4])
     there = ", ".join(sorted(map(str, seen[name]))[:8])
     return f"no trace has {name} {asked}; there are {there or 'none with the other things asked for'}"

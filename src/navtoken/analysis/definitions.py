@@ -6,7 +6,7 @@ whether the two models differ, and the sets that follow are laid over each other
 
 *Differs* is argmax against argmax. On greedy responses that is R2R's "SLM's argmax unlike the LLM's token"; on sampled ones
 the LLM's draw would be counted against the SLM. *Divergent* exists only where traces carry labels, and figures on it are
-over the labelled positions alone.
+over the labelled positions alone, those whose label is invalid left out.
 
 Thresholds of sets are those of all positions: intervals say how the figures vary with the problems, not how a threshold does.
 
@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navtoken.analysis.frozen import FrozenSet, FrozenSetError, ScoredSet
+from navtoken.analysis.frozen import FrozenSet, FrozenSetError, Scores
 from navtoken.analysis.items import Ids, Item, typical_items
 from navtoken.analysis.ranking import (
+    MOST_CLUSTERS,
+    MOST_EXACT,
+    NUM_RANK_BINS,
     Areas,
     CurvePoint,
     Floats,
@@ -39,6 +42,7 @@ from navtoken.analysis.ranking import (
     top_count_mask,
     top_mask,
 )
+from navtoken.labeling.labels import Label
 
 SIGNALS = ("entropy_llm", "entropy_slm", "margin_slm", "rarity")
 """One number per position, the higher the more suspect: entropies, 1 - margin, and minus the token's count in the set.
@@ -48,8 +52,6 @@ TARGETS = ("forking_llm", "differs", "divergent")
 """Sets that signals are to find."""
 NUM_BINS = 20
 """Bins of 5 % of the positions."""
-DIVERGENT = 2
-"""In the label column."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,14 @@ class Positions:
     differs_N: Mask
     """Do the argmaxes of SLM and LLM differ?"""
     label_N: NDArray[np.int8] | None = None
-    """0 identical, 1 neutral, 2 divergent, -1 not labelled; None where there is none."""
+    """As in `Label`, -1 not labelled; None where there is none."""
 
     def __post_init__(self) -> None:
         if not len(self.token_N):
             raise FrozenSetError("no position to compare on: the responses have no tokens")
 
     @classmethod
-    def of(cls, frozen: FrozenSet, slm: ScoredSet, llm: ScoredSet) -> "Positions":
+    def of(cls, frozen: FrozenSet, slm: Scores, llm: Scores) -> "Positions":
         """Join a frozen set with what both models say of it."""
         return cls(
             token_N=frozen.response_id_N,
@@ -104,12 +106,12 @@ class Positions:
             "narrow_slm": top_mask(signals["margin_slm"], fraction),
             "differs": self.differs_N,
         }
-        return found if self.label_N is None else found | {"divergent": self.label_N == DIVERGENT}
+        return found if self.label_N is None else found | {"divergent": self.label_N == Label.DIVERGENT}
 
     def counted(self, *names: str) -> Mask:
         """Positions that figures on the named sets are over."""
         if "divergent" in names and self.label_N is not None:
-            return self.label_N >= 0
+            return (self.label_N >= 0) & (self.label_N != Label.INVALID)
         return np.ones(len(self.token_N), dtype=bool)
 
     def clusters(self, counted_N: Mask) -> NDArray[np.int32]:
@@ -188,6 +190,8 @@ class Comparison:
     """Mean entropy where the models differ / where they agree, by signal."""
     corners: list[Corner]
     rarity: list[RarityBin]
+    notes: tuple[str, ...] = ()
+    """What a reader must know of these numbers."""
 
     @property
     def labelled(self) -> bool:
@@ -227,7 +231,19 @@ def compare(
             positions, sets["forking_llm"], sets[parting], parting, resampling, num_items, min_count
         ),
         rarity=rarity_bins(positions, resampling),
+        notes=_notes(positions),
     )
+
+
+def _notes(positions: Positions) -> tuple[str, ...]:
+    num = len(positions.token_N)
+    if num <= MOST_EXACT:
+        return ()
+    note = (
+        f"Areas are exact. Of more than {MOST_EXACT:,} tokens their intervals are not: they come from {NUM_RANK_BINS:,} bins of "
+        f"each signal and at most {MOST_CLUSTERS:,} groups of problems."
+    )
+    return (note,)
 
 
 def _same(signal: str, target: str) -> bool:

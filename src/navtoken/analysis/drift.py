@@ -14,6 +14,7 @@ Shapes: N positions, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,8 @@ from navtoken.analysis.ranking import (
     Mask,
     Resampling,
     means_by_bin,
-    overlap,
     rank_bins,
+    ratios,
     top_mask,
 )
 from navtoken.entropy import exact_quantiles
@@ -47,7 +48,7 @@ class Checkpoint:
 
     name: str
     overlap_base: Interval
-    """Share of the base model's top positions that are among this one's, too."""
+    """Share of the top positions that this one and the base model have in common: see `shared`."""
     overlap_final: Interval
     """The same with the last checkpoint's."""
     mean_entropy: float
@@ -184,8 +185,8 @@ class _Base:
         change_N = entropy_N.astype(np.float64) - self.entropy_N
         return Checkpoint(
             name=name,
-            overlap_base=overlap(top_N, self.top_N, self.cluster_N, self.resampling).recall,
-            overlap_final=overlap(top_N, top_final_N, self.cluster_N, self.resampling).recall,
+            overlap_base=shared(top_N, self.top_N, self.cluster_N, self.resampling),
+            overlap_final=shared(top_N, top_final_N, self.cluster_N, self.resampling),
             mean_entropy=float(entropy_N.mean(dtype=np.float64)),
             threshold=float(entropy_N[top_N].min()),
             percentiles=exact_quantiles(entropy_N, PERCENTILES),
@@ -202,6 +203,23 @@ class _Base:
 
     def _by_bin(self, value_N: Floats) -> list[Interval]:
         return means_by_bin(value_N, self.bin_N, self.cluster_N, NUM_BINS, self.resampling)
+
+
+def shared(
+    one_N: Mask, other_N: Mask, cluster_N: NDArray[np.integer[Any]], resampling: Resampling
+) -> Interval:
+    """Share of equally many top positions that two checkpoints have in common: positions in both / mean size of the two.
+
+    In a resample the two sets are no longer equally large, so that a share of one of them would depend on which; this one
+    does not, and neither does its interval.
+    """
+    num_clusters = int(cluster_N.max()) + 1
+    one_C, other_C, both_C = (
+        np.bincount(cluster_N, weights=each, minlength=num_clusters).astype(np.float64)[:, None]
+        for each in (one_N, other_N, one_N & other_N)
+    )
+    (found,) = ratios(2 * both_C, one_C + other_C, resampling)
+    return found
 
 
 def shifts(

@@ -2,35 +2,37 @@
 
 Whoever compares models on the same tokens wants the tokens fixed, flat, and small: a few bytes per token, and nothing as wide as
 the vocabulary. Scores are kept on disk block by block under the fingerprints of checkpoint and responses, so an
-interrupted run goes on, and a checkpoint that was scored once is not loaded again.
+interrupted run goes on, and a checkpoint that was scored once is not loaded again. Scores that the traces carry already
+(`navtoken score`) are read and not computed.
 
 Shapes: N response tokens of the whole set, R responses.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from navtoken.analysis.columns import stream_columns
-from navtoken.analysis.scoring import ForeignVocabularyError, head_of, score_responses
+from navtoken.analysis.columns import KEY_FIELDS, TokenBatch, Where, optional_columns, stream_columns
+from navtoken.analysis.scoring import ResponseScores, Whose, head_of, score_responses, scored_columns
+from navtoken.analysis.vocabulary import Vocabulary
 from navtoken.checkpoints import LoadedModel
-from navtoken.generation.loop import response_text
-from navtoken.trace import Key, Trace, read_traces
+from navtoken.labeling.labels import Label
+from navtoken.trace import COLUMNS, Key, Trace, read_provenance, read_traces
 
-SCORES = ("entropy", "logprob", "argmax", "margin")
+SCORES = tuple(each.name for each in fields(ResponseScores))
 """What is kept of each position."""
 BLOCK_TOKENS = 2**14
 """Response tokens scored between two writes; an interruption loses at most so many."""
 NUM_PROBES = 32
 """Responses whose text must be what a checkpoint's tokenizer makes of their ids."""
-_NEEDED = ("response_ids", "prompt_ids", "task", "problem_id", "sample", "policy", "text")
+_NEEDED = (*KEY_FIELDS, "response_ids", "prompt_ids", "text")
 
 
 class FrozenSetError(ValueError):
@@ -41,12 +43,11 @@ class FrozenSetError(ValueError):
 class Response:
     """What scoring needs of a trace."""
 
-    task: str
-    problem_id: str
+    key: Key
     prompt_ids: list[int]
     response_ids: NDArray[np.int32]
     label: NDArray[np.int8]
-    """0 identical, 1 neutral, 2 divergent, -1 not labelled."""
+    """As in `Label`; -1 not labelled."""
     text: str
 
 
@@ -65,49 +66,62 @@ class Chosen:
     keys: frozenset[Key] | None = None
     """Only these; None takes all."""
 
+    def where(self) -> Where:
+        """The same as a filter of columns; reads the traces' keys where only some problems count."""
+        simple = {"policy": [self.policy] if self.policy else [], "task": self.tasks}
+        keys = self._first_problems(simple) if self.num is not None else self.keys
+        return simple if keys is None else simple | {"key": keys}
+
+    def found(self) -> frozenset[Key]:
+        """The keys of the traces that count. Raises what `stream_columns` raises."""
+        return frozenset(
+            key for batch in stream_columns(self.path, KEY_FIELDS, where=self.where()) for key in batch.keys
+        )
+
     def responses(self) -> Iterator[Response]:
         """Stream them in their order, those without tokens left out. Raises what `stream_columns` raises."""
         # Labels may be missing, the others not: the first call only checks.
         stream_columns(self.path, _NEEDED)
-        where = {"policy": [self.policy] if self.policy else [], "task": self.tasks}
-        counts = self._counter()
-        for batch in stream_columns(self.path, (*_NEEDED, "label"), where=where, missing_ok=True):
-            keys = zip(*(batch[name] for name in ("policy", "task", "problem_id", "sample")), strict=True)
-            for row, (key, start, length) in enumerate(zip(keys, batch.starts, batch.lengths, strict=True)):
-                if length and counts(key):
-                    own = slice(int(start), int(start + length))
-                    yield Response(
-                        key[1],
-                        key[2],
-                        batch["prompt_ids"][row],
-                        batch["response_ids"][own],
-                        batch["label"][own],
-                        batch["text"][row] or "",
-                    )
+        for batch in stream_columns(self.path, (*_NEEDED, "label"), where=self.where(), missing_ok=True):
+            yield from _responses(batch)
 
-    def traces(self) -> Iterator[Trace]:
-        """The same responses in the same order, with all that is known of them."""
-        counts = self._counter()
-        for trace in read_traces(self.path):
-            wanted = self.policy in (None, trace.policy) and (not self.tasks or trace.task in self.tasks)
-            if wanted and trace.response_ids and counts(trace.key):
-                yield trace
+    def traces(self, columns: Sequence[str] | None = None) -> Iterator[Trace]:
+        """The same responses in the same order, with all that is known of them, or some of the optional columns."""
+        where = self.where()
 
-    def _counter(self) -> Callable[[Key], bool]:
-        """Is this trace, among those of the wanted policy and tasks, one that counts? To be asked in order."""
-        seen: dict[str, set[str]] = {}
+        def keep(key: Key) -> bool:
+            policy, task, *_ = key
+            simple = self.policy in (None, policy) and (not self.tasks or task in self.tasks)
+            return simple and ("key" not in where or key in where["key"])
 
-        def counts(key: Key) -> bool:
-            _, task, problem_id, _ = key
-            problems = seen.setdefault(task, set())
-            if self.keys is not None and key not in self.keys:
-                return False
-            if self.num is not None and len(problems) >= self.num and problem_id not in problems:
-                return False
-            problems.add(problem_id)
-            return True
+        return (trace for trace in read_traces(self.path, columns, keep) if trace.response_ids)
 
-        return counts
+    def _first_problems(self, simple: Where) -> frozenset[Key]:
+        assert self.num is not None
+        problems: dict[str, set[str]] = {}
+        counted = set()
+        for batch in stream_columns(self.path, KEY_FIELDS, where=simple):
+            for key in batch.keys:
+                own = problems.setdefault(key[1], set())
+                if self.keys is not None and key not in self.keys:
+                    continue
+                if key[2] in own or len(own) < self.num:
+                    own.add(key[2])
+                    counted.add(key)
+        return frozenset(counted)
+
+
+def _responses(batch: TokenBatch) -> Iterator[Response]:
+    for row, (key, start, length) in enumerate(zip(batch.keys, batch.starts, batch.lengths, strict=True)):
+        if length:
+            own = slice(int(start), int(start + length))
+            yield Response(
+                key,
+                batch["prompt_ids"][row],
+                batch["response_ids"][own],
+                batch["label"][own],
+                batch["text"][row] or "",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +129,15 @@ class FrozenSet:
     """The tokens of all chosen responses, one after the other."""
 
     chosen: Chosen
+    keys: tuple[Key, ...]
+    """(R,) which responses they are."""
     response_id_N: NDArray[np.int32]
     start_R: NDArray[np.int64]
     """Where each response begins, and one more: where the last one ends."""
     cluster_N: NDArray[np.int32]
     """Number of the token's problem: responses to one problem are not independent."""
     label_N: NDArray[np.int8] | None
-    """0 identical, 1 neutral, 2 divergent, -1 not labelled; None where nothing is."""
+    """As in `Label`, -1 not labelled; None where nothing is."""
     tasks: tuple[str, ...]
     num_problems: int
     highest_id: int
@@ -135,6 +151,7 @@ class FrozenSet:
     def read(cls, chosen: Chosen) -> "FrozenSet":
         """One pass over the traces. Raises `FrozenSetError` where no token counts, and what `stream_columns` raises."""
         kept: list[tuple[NDArray[np.int32], NDArray[np.int8]]] = []
+        keys: list[Key] = []
         clusters: list[int] = []
         numbers: dict[tuple[str, str], int] = {}
         probes: list[tuple[list[int], str]] = []
@@ -144,7 +161,8 @@ class FrozenSet:
             # Copies: a slice would keep the whole batch that it was read from.
             own = response.response_ids.astype(np.int32)
             kept.append((own, response.label.astype(np.int8)))
-            clusters.append(numbers.setdefault((response.task, response.problem_id), len(numbers)))
+            keys.append(response.key)
+            clusters.append(numbers.setdefault(response.key[1:3], len(numbers)))
             highest = max(highest, int(own.max()), int(prompt.max(initial=0)))
             digest.update(f"{len(prompt)} {len(own)}\n".encode() + prompt.tobytes() + own.tobytes())
             if len(probes) < NUM_PROBES:
@@ -155,10 +173,11 @@ class FrozenSet:
         label_N = np.concatenate([label for _, label in kept])
         return cls(
             chosen=chosen,
+            keys=tuple(keys),
             response_id_N=np.concatenate([ids for ids, _ in kept]),
             start_R=np.concatenate([[0], np.cumsum(length_R)]),
             cluster_N=np.repeat(np.array(clusters, dtype=np.int32), length_R),
-            label_N=label_N if (label_N >= 0).any() else None,
+            label_N=label_N if ((label_N >= 0) & (label_N != Label.INVALID)).any() else None,
             tasks=tuple(dict.fromkeys(task for task, _ in numbers)),
             num_problems=len(numbers),
             highest_id=highest,
@@ -198,43 +217,85 @@ class FrozenSet:
             ids[position + 1 : min(end, position + 1 + after)].tolist(),
         )
 
-
-def check_vocabulary(frozen: FrozenSet, tokenizer: Any, reference: str) -> None:
-    """Raise `ForeignVocabularyError` unless the responses' ids mean to this tokenizer what they meant to their writer.
-
-    Tokenizers of one family differ in chat templates and unused tokens, so what counts is the text: the first responses'
-    ids must decode to the text beside them.
-    """
-    remedy = "give a checkpoint that shares the tokenizer of the responses"
-    size = 1 + max(tokenizer.get_vocab().values())
-    if frozen.highest_id >= size:
-        raise ForeignVocabularyError(
-            f"the responses at {frozen.chosen.path} have token id {frozen.highest_id}, '{reference}' knows 0..{size - 1}; "
-            + remedy
-        )
-    for ids, text in frozen.probes:
-        read = response_text(tokenizer, ids)
-        # What follows a stop string is no part of the text, and others than this package may have trimmed it.
-        if not "".join(read.split()).startswith("".join(text.split())):
-            raise ForeignVocabularyError(
-                f"'{reference}' reads a response at {frozen.chosen.path} as {_start(read)}, and it says {_start(text)}; "
-                + remedy
-            )
+    def check_vocabulary(self, tokenizer: Any, reference: str) -> None:
+        """Raise `ForeignVocabularyError` unless the responses' ids mean to this tokenizer what they meant to their writer."""
+        vocabulary = Vocabulary.of(tokenizer, reference)
+        vocabulary.check_ids(f"a response at {self.chosen.path}", [self.highest_id])
+        for ids, text in self.probes:
+            vocabulary.check(f"a response at {self.chosen.path}", ids, text)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------
 
 
+class Scores(Protocol):
+    """Scores of a frozen set under one checkpoint, wherever they lie."""
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(N,) one of `SCORES`, read into memory."""
+        ...
+
+
 @dataclass(frozen=True)
 class ScoredSet:
-    """Scores of a frozen set under one checkpoint, on disk."""
+    """Scores on disk."""
 
     paths: tuple[Path, ...]
     """One file per block of responses."""
 
     def column(self, name: str) -> NDArray[Any]:
-        """(N,) one of `SCORES`, read into memory."""
         return np.concatenate([_read(path, name) for path in self.paths])
+
+
+@dataclass(frozen=True)
+class RecordedScores:
+    """Scores that are columns of the traces."""
+
+    chosen: Chosen
+    whose: Whose
+
+    @classmethod
+    def of(cls, frozen: FrozenSet, whose: Whose, fingerprint: str, dtype: str) -> "RecordedScores | None":
+        """Those of the very weights, computed in the same type, at every token; None where there are no such."""
+        found = cls(frozen.chosen, whose)
+        path = frozen.chosen.path
+        if not set(scored_columns(whose).values()) <= optional_columns(path):
+            return None
+        if scored_by(read_provenance(path), whose) != (fingerprint, dtype):
+            return None
+        return found if all(found._is_whole(name) for name in SCORES) else None
+
+    def column(self, name: str) -> NDArray[Any]:
+        return np.concatenate(list(self._parts(name)))
+
+    def _is_whole(self, name: str) -> bool:
+        column = COLUMNS[scored_columns(self.whose)[name]]
+        return not any(_missing(part, column.missing).any() for part in self._parts(name))
+
+    def _parts(self, name: str) -> Iterator[NDArray[Any]]:
+        column = scored_columns(self.whose)[name]
+        # Copies: what is yielded may lie in a buffer of Arrow's.
+        return (
+            np.array(batch[column])
+            for batch in stream_columns(self.chosen.path, (column,), where=self.chosen.where())
+        )
+
+
+def _missing(values: NDArray[Any], word: float) -> NDArray[np.bool_]:
+    return np.isnan(values) if values.dtype.kind == "f" else values == word
+
+
+def scored_by(record: Mapping[str, Any], whose: str) -> tuple[str | None, str | None]:
+    """Fingerprint and floating-point type, by the traces' provenance, of the checkpoint that filled the columns of `whose`."""
+    while True:
+        arguments, found = record.get("arguments", {}), record.get("fingerprints") or {}
+        # Who scored a column later replaced what stood there.
+        if arguments.get("whose") == whose:
+            return found.get(f"scores_{whose}"), arguments.get("dtype")
+        if "source" not in record:
+            own = arguments.get("llm_dtype") if whose == "llm" else None
+            return found.get(whose), own or arguments.get("dtype")
+        record = record["source"]
 
 
 def score_set(
@@ -273,9 +334,7 @@ def _score(block: list[Response], loaded: LoadedModel, head: Any) -> dict[str, N
             [response.prompt_ids for response in block],
             [response.response_ids.tolist() for response in block],
             head=head,
-            describe=lambda index: (
-                f"the response to problem {block[index].problem_id} of {block[index].task}"
-            ),
+            describe=lambda index: f"the response {block[index].key}",
         )
     )
     return {name: np.concatenate([getattr(each, name) for each in scored]) for name in SCORES}
@@ -295,7 +354,3 @@ def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def _read(path: Path, name: str) -> NDArray[Any]:
     with np.load(path) as arrays:
         return np.asarray(arrays[name])
-
-
-def _start(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "…")

@@ -8,6 +8,7 @@ same problems with the same noise, so changes are compared problem by problem; a
 pilot run, whose responses are the first ones of (1, 1). A policy given by LLM share is calibrated at (1, 1) and then kept.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -26,10 +27,10 @@ from navtoken.engine import Costs, EngineOptions, SamplingParams
 from navtoken.entropy import exact_quantile
 from navtoken.evaluation.metrics import Row, Tally, mean_and_error
 from navtoken.generation import Cell, GenerateOptions, GenerationOptions, ModelOptions, generate
-from navtoken.generation.run import ENDLESS_NUM, run_provenance
+from navtoken.generation.run import ENDLESS_NUM, FIXED, run_provenance
 from navtoken.policies import Policy, Writer, make_policy
 from navtoken.tasks import load_task
-from navtoken.trace import Trace, read_traces
+from navtoken.trace import Trace, TraceWriter, read_traces
 
 PAPER = (0.0, 0.05, 0.3, 0.6, 1.0, 2.0, 3.0, 5.0)
 """The paper's temperatures."""
@@ -58,7 +59,8 @@ class Point(NamedTuple):
 
     @property
     def folder(self) -> str:
-        return f"forking-{self.fork}-others-{self.other}"
+        # 2 and 2.0 are one temperature, and have one folder.
+        return f"forking-{float(self.fork)}-others-{float(self.other)}"
 
     def sampling(self, plain: SamplingParams, threshold: float | None) -> SamplingParams:
         """`plain` at these temperatures; (1, 1) needs no threshold."""
@@ -201,13 +203,16 @@ def perturb(
 ) -> Perturbation:
     """Decode what `options.out` lacks, and measure. Progress goes to `console`.
 
-    Raises `PerturbError` for options that contradict the sweeps, and what `generate` raises.
+    Raises `PerturbError` for options that contradict the sweeps, `TraceError` for a folder of another experiment, both before the
+    first response, and what `generate` raises.
     """
     _check(options)
     loaded = pair or options.load()
     asked = [(policy, task) for policy in options.generation.policy for task in options.generation.task]
-    studies = [_Runner(policy, task, options, loaded, console).study() for policy, task in asked]
-    return Perturbation(studies, _provenance(options, loaded))
+    runners = [_Runner(policy, task, options, loaded, console) for policy, task in asked]
+    for runner in runners:
+        runner.check_folders()
+    return Perturbation([runner.study() for runner in runners], _provenance(options, loaded))
 
 
 def deciding_entropy(trace: Trace, policy: Policy) -> NDArray[np.floating]:
@@ -215,13 +220,13 @@ def deciding_entropy(trace: Trace, policy: Policy) -> NDArray[np.floating]:
     judges what the SLM wrote."""
     nothing = np.full(len(trace.response_ids), np.nan)
     slm, llm = (trace.columns.get(name, nothing) for name in ENTROPIES)
-    return llm if policy.verifies else np.where(np.asarray(trace.writer) == Writer.LLM, llm, slm)
+    return llm if policy.lossless else np.where(np.asarray(trace.writer) == Writer.LLM, llm, slm)
 
 
 def traces_of(outcome: Outcome) -> Iterator[Trace]:
     """The responses of a point: of its folder those that were asked for."""
     keys = set(outcome.cell.keys)
-    return (trace for trace in read_traces(outcome.folder) if trace.key in keys)
+    return read_traces(outcome.folder, keep=keys.__contains__)
 
 
 def _check(options: PerturbOptions) -> None:
@@ -262,6 +267,19 @@ class _Runner:
     def folder(self) -> Path:
         return self.options.out / "traces" / _slug(self.policy) / _slug(self.task)
 
+    def check_folders(self) -> None:
+        """Raise `TraceError` where a point's folder has responses of another run, before anything is decoded.
+
+        Points other than (1, 1) can be told only where the threshold is known: given, or that of a pilot run before.
+        """
+        threshold = self.options.threshold or self._known_pilots().get(self._percentile)
+        for point in points(self.options.temperatures):
+            folder = self.folder / point.folder
+            if folder.exists() and (point == BASE or threshold is not None):
+                asked = self._asked(point, self.policy, threshold)
+                record = run_provenance(asked.models, asked.generation, self.pair)
+                TraceWriter(folder, record, fixed=FIXED)
+
     def study(self) -> Study:
         """All points, (1, 1) first."""
         threshold = self.options.threshold or self._pilot()
@@ -276,12 +294,14 @@ class _Runner:
             outcomes[point] = _measured(point, cell, self.folder / point.folder, threshold, self.pair)
         return Study(self.policy, self.task, threshold, outcomes)
 
-    def _decode(self, point: Point, policy: str, threshold: float | None, **changes: Any) -> Cell:
+    def _asked(self, point: Point, policy: str, threshold: float | None, **changes: Any) -> GenerateOptions:
         sampling = point.sampling(self.options.generation.sampling, threshold)
         common: dict[str, Any] = {"policy": (policy,), "task": (self.task,), "sampling": sampling}
         wanted = replace(self.options.generation, **(common | changes))
-        asked = GenerateOptions(_models(self.options), wanted, self.folder / point.folder)
-        (cell,) = generate(asked, self.pair, self.console)
+        return GenerateOptions(_models(self.options), wanted, self.folder / point.folder)
+
+    def _decode(self, point: Point, policy: str, threshold: float | None, **changes: Any) -> Cell:
+        (cell,) = generate(self._asked(point, policy, threshold, **changes), self.pair, self.console)
         return cell
 
     def _pilot(self) -> float:
@@ -289,20 +309,28 @@ class _Runner:
 
         It is kept in a file: a larger experiment in the same folder goes on with the same threshold.
         """
-        path, key = self.folder / PILOT, f"{self.options.percentile:g}"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        if key not in known:
-            known[key] = self._pilot_threshold()
+        path, known = self.folder / PILOT, self._known_pilots()
+        if self._percentile not in known:
+            known[self._percentile] = self._pilot_threshold()
             partial = path.with_suffix(".tmp")
             partial.write_text(json.dumps(known, indent=1))
             partial.replace(path)
-        return float(known[key])
+        return known[self._percentile]
+
+    @property
+    def _percentile(self) -> str:
+        return f"{self.options.percentile:g}"
+
+    def _known_pilots(self) -> dict[str, float]:
+        """Thresholds that were found before, by percentile."""
+        path = self.folder / PILOT
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def _pilot_threshold(self) -> float:
         cell = self._decode(BASE, self.policy, None, num=self._pilot_size(), samples=1)
         keys = set(cell.keys)
-        traces = read_traces(self.folder / BASE.folder, columns=ENTROPIES)
-        pool = [deciding_entropy(trace, cell.policy) for trace in traces if trace.key in keys]
+        traces = read_traces(self.folder / BASE.folder, ENTROPIES, keys.__contains__)
+        pool = [deciding_entropy(trace, cell.policy) for trace in traces]
         percentile = self.options.percentile
         threshold = exact_quantile(pool, percentile / 100)
         if not threshold > 0:
@@ -331,10 +359,9 @@ def _measured(point: Point, cell: Cell, folder: Path, threshold: float, pair: Mo
     """One pass over a point's traces."""
     tally = Tally(Costs(pair.slm.card, pair.llm.card, cell.policy.router_parameters))
     keys, num_forking = set(cell.keys), 0
-    for trace in read_traces(folder, columns=ENTROPIES):
-        if trace.key in keys:
-            tally.add(trace)
-            num_forking += int((deciding_entropy(trace, cell.policy) > threshold).sum())
+    for trace in read_traces(folder, ENTROPIES, keys.__contains__):
+        tally.add(trace)
+        num_forking += int((deciding_entropy(trace, cell.policy) > threshold).sum())
     accuracies = {problem: float(np.mean(verdicts)) for problem, verdicts in tally.correct.items()}
     return Outcome(point, tally.row(), num_forking / tally.tokens, accuracies, cell, folder)
 
@@ -355,5 +382,6 @@ def _provenance(options: PerturbOptions, pair: ModelPair) -> dict[str, Any]:
 
 
 def _slug(reference: str) -> str:
-    """A reference as the name of a folder."""
-    return re.sub(r"[^\w.,=-]+", "-", reference)
+    """A reference as the name of a folder: no two references share one."""
+    name = re.sub(r"[^\w.,=-]+", "-", reference)
+    return name if name == reference else f"{name}-{hashlib.sha256(reference.encode()).hexdigest()[:8]}"

@@ -29,6 +29,12 @@ Statistic = Callable[[Weights], NDArray[np.float64]]
 
 LEVEL = 0.95
 """Of all intervals here."""
+REACH = 1.96
+"""Standard errors on either side of a mean that make such an interval."""
+MOST_EXACT = 2**18
+"""Positions up to which every resample of an area goes through all of them."""
+MOST_CLUSTERS, NUM_RANK_BINS = 1000, 2000
+"""Beyond that, groups of clusters that are drawn, and bins of the signal that are told apart."""
 
 
 class RankingError(ValueError):
@@ -207,13 +213,31 @@ class Ranked:
         end_G = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
         return cls(wanted_N[order_N], cluster_N[order_N], end_G)
 
+    @property
+    def num_clusters(self) -> int:
+        return int(self.cluster_N.max()) + 1
+
+    @property
+    def is_coarse(self) -> bool:
+        """Are there so many positions that the ends of intervals come from bins of them?"""
+        return len(self.hit_N) > MOST_EXACT
+
     def areas(self, resampling: Resampling) -> Areas:
-        """Both areas with intervals; NaN where the set is empty, and ROC's where it is everything."""
-        return Areas(*intervals(self._areas, int(self.cluster_N.max()) + 1, resampling))
+        """Both areas with intervals; NaN where the set is empty, and ROC's where it is everything.
+
+        The areas themselves are exact. Of many positions the intervals are those of coarse areas (see `_Coarse`), moved to
+        lie around the exact ones.
+        """
+        if not self.is_coarse:
+            return Areas(*intervals(self._areas, self.num_clusters, resampling))
+        coarse = _Coarse.of(self, resampling.seed)
+        exact = self._areas(np.ones(self.num_clusters, dtype=np.int64)).tolist()
+        around = intervals(coarse.areas, coarse.num_groups, resampling)
+        return Areas(*(_moved(interval, to) for interval, to in zip(around, exact, strict=True)))
 
     def curve(self, num: int = 100) -> list[CurvePoint]:
         """At most `num` thresholds from the highest down, evenly many positions apart."""
-        found_G, hits_G = self._found_and_hits(np.ones(int(self.cluster_N.max()) + 1, dtype=np.int64))
+        found_G, hits_G = self._found_and_hits(np.ones(self.num_clusters, dtype=np.int64))
         wanted, others = hits_G[-1], found_G[-1] - hits_G[-1]
         picked = np.unique(np.searchsorted(found_G, np.linspace(1, found_G[-1], num)))
         return [
@@ -224,14 +248,7 @@ class Ranked:
         ]
 
     def _areas(self, weight_C: Weights) -> NDArray[np.float64]:
-        found_G, hits_G = self._found_and_hits(weight_C)
-        wanted, others = float(hits_G[-1]), float(found_G[-1] - hits_G[-1])
-        hit_G = np.diff(hits_G, prepend=0.0)
-        other_G = np.diff(found_G, prepend=0.0) - hit_G
-        # A position outside the set loses to all hits before it, and ties with those of its own run.
-        roc = ratio(float(other_G @ (hits_G - hit_G / 2)), wanted * others)
-        precision_G = np.divide(hits_G, found_G, out=np.zeros_like(hits_G), where=found_G > 0)
-        return np.array([roc, ratio(float(hit_G @ precision_G), wanted)])
+        return _areas(*self._found_and_hits(weight_C))
 
     def _found_and_hits(self, weight_C: Weights) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Positions, and positions of the set, down to each threshold; each counts as often as its cluster was drawn."""
@@ -239,6 +256,61 @@ class Ranked:
         found_G = np.cumsum(weight_N)[self.end_G]
         hits_G = np.cumsum(weight_N * self.hit_N)[self.end_G]
         return found_G.astype(np.float64), hits_G.astype(np.float64)
+
+
+def _areas(found_G: NDArray[np.float64], hits_G: NDArray[np.float64]) -> NDArray[np.float64]:
+    """ROC area and average precision from what is found down to each threshold."""
+    wanted, others = float(hits_G[-1]), float(found_G[-1] - hits_G[-1])
+    hit_G = np.diff(hits_G, prepend=0.0)
+    other_G = np.diff(found_G, prepend=0.0) - hit_G
+    # A position outside the set loses to all hits before it, and ties with those of its own run.
+    roc = ratio(float(other_G @ (hits_G - hit_G / 2)), wanted * others)
+    precision_G = np.divide(hits_G, found_G, out=np.zeros_like(hits_G), where=found_G > 0)
+    return np.array([roc, ratio(float(hit_G @ precision_G), wanted)])
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """A ranking of many positions made small: counts by group of clusters and bin of the signal.
+
+    A resample is then one product with a matrix whose size does not grow with the positions. Two things are lost. Positions of
+    one bin tie, which moves an area by about one part in the number of bins. And clusters are drawn in groups that were put together at
+    random: the spread of a sum over independent clusters is that of a sum over such groups.
+    """
+
+    num_MG: NDArray[np.float64]
+    """Positions."""
+    hits_MG: NDArray[np.float64]
+    """Positions of the set."""
+
+    @classmethod
+    def of(cls, ranked: Ranked, seed: int) -> "_Coarse":
+        size, num_clusters = len(ranked.hit_N), ranked.num_clusters
+        num_groups = min(num_clusters, MOST_CLUSTERS)
+        group_C = np.random.default_rng(seed).permutation(num_clusters) % num_groups
+        start_G = np.concatenate([[0], ranked.end_G[:-1] + 1])
+        # A run of equal signals is in one bin: no threshold lies within it.
+        bin_N = np.repeat(start_G * NUM_RANK_BINS // size, np.diff(ranked.end_G, prepend=-1))
+        cell_N = group_C[ranked.cluster_N] * NUM_RANK_BINS + bin_N
+
+        def counts(weights: Mask | None = None) -> NDArray[np.float64]:
+            sums = np.bincount(cell_N, weights, num_groups * NUM_RANK_BINS)
+            return sums.astype(np.float64).reshape(num_groups, NUM_RANK_BINS)
+
+        return cls(counts(), counts(ranked.hit_N))
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.num_MG)
+
+    def areas(self, weight_M: Weights) -> NDArray[np.float64]:
+        return _areas(np.cumsum(weight_M @ self.num_MG), np.cumsum(weight_M @ self.hits_MG))
+
+
+def _moved(interval: Interval, value: float) -> Interval:
+    """The same interval around another value."""
+    by = value - interval.value
+    return Interval(value, interval.low + by, interval.high + by)
 
 
 def rank_bins(signal_N: Floats, num_bins: int) -> NDArray[np.int64]:

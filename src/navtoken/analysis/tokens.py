@@ -52,6 +52,11 @@ class TokenStat:
     """Of the entropy over its occurrences, nats."""
     contexts: tuple[Context, ...] = ()
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean in nats, the occurrences taken as independent; NaN for a single one."""
+        return self.standard_deviation / math.sqrt(self.count - 1) if self.count > 1 else math.nan
+
 
 @dataclass(frozen=True)
 class TokenTables:
@@ -142,6 +147,8 @@ class TokenTally:
             f"The corpus has {tokens:,} tokens, so tokens are listed that come {scaled} times or more, not {MIN_FREQUENCY} as in a "
             "million."
         )
+        if scaled < FEWEST:
+            note += " Means over so few are rough: look at their standard errors."
         return scaled, [note]
 
     def _stat(self, item: int) -> TokenStat:

@@ -7,10 +7,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from navtoken.analysis.analyze import ALL, Analysis, EntropyCounts
+from navtoken.analysis.columns import TokenBatch
+from navtoken.analysis.plain import plain
 from navtoken.analysis.profile import MeanByBin, OutcomeProfile
+from navtoken.analysis.ranking import REACH
 from navtoken.analysis.tokens import Context, TokenStat
-from navtoken.commands.demo_page import decode_of
+from navtoken.commands.frozen_responses import spread_over_tasks
+from navtoken.commands.spelling import Speller
 from navtoken.report import (
     BarsSection,
     CloudSection,
@@ -29,17 +35,16 @@ from navtoken.report import (
     TracesSection,
     build_page,
 )
-from navtoken.report.pieces import Pieces, token_text
-from navtoken.trace import Trace
+from navtoken.report.markup import percent
+from navtoken.report.pieces import token_text
+from navtoken.trace import Key, Trace
 
-CERTAIN = 1.96
-"""Standard errors on either side of a mean that make a 95 % interval."""
 NUM_NAMED = 6
 """Tokens named in a heading."""
+SPREAD = 3.6
+"""Standard errors of a difference by which the highest of 20 equal means exceeds the lowest once in 20 times."""
 FEWEST = 30
 """Tokens in a bin below which a mean is not drawn."""
-PER_OUTCOME = 1
-"""Responses shown of each task and outcome."""
 MOST_SHOWN = 8
 """Responses shown in all."""
 
@@ -58,92 +63,81 @@ _OUTCOMES = (
 )  # fmt: skip
 
 
-class TokenTexts:
-    """Texts of tokens, alone and where they stand; numbers where there is no tokenizer."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.decode = _by_number if tokenizer is None else decode_of(tokenizer)
-        self._pieces = Pieces(self.decode)
-
-    def token(self, token_id: int) -> str:
-        """The token alone, spaces included."""
-        return self._pieces.text(None, token_id) or f"⟨{token_id}⟩"
-
-    def context(self, token_id: int, context: Context) -> tuple[str, str, str]:
-        """Text before the token, the token, text after it."""
-        ids = [*context.before, token_id, *context.after]
-        texts = [self._pieces.text(previous, each) for previous, each in zip([None, *ids], ids, strict=False)]
-        at = len(context.before)
-        return "".join(texts[:at]), texts[at] or f"⟨{token_id}⟩", "".join(texts[at + 1 :])
-
-
-def _by_number(ids: list[int]) -> str:
-    return "".join(f"⟨{token_id}⟩" for token_id in ids)
-
-
 def write_page(
-    path: Path, analysis: Analysis, texts: TokenTexts, traces: Sequence[Trace], record: Mapping[str, Any]
+    path: Path, analysis: Analysis, speller: Speller, traces: Sequence[Trace], record: Mapping[str, Any]
 ) -> Path:
     """Write the page: which tokens, how entropies lie, where in the response, in which outcome, and responses to read."""
     tables = analysis.tables
     sections: list[Section] = []
     if tables.highest:
-        sections.append(clouds(analysis, texts))
+        sections.append(clouds(analysis, speller))
     sections.append(histogram(analysis))
     if tables.highest:
-        sections += [token_table(analysis, texts, "highest"), token_table(analysis, texts, "lowest")]
+        sections += [token_table(analysis, speller, "highest"), token_table(analysis, speller, "lowest")]
     sections.append(PanelsSection(along_finding(analysis), (along_response(analysis), by_position(analysis))))
     if len(analysis.outcomes) > 1:
         sections += by_outcome(analysis)
     if traces:
-        sections.append(_responses(analysis, texts, traces))
+        sections.append(_responses(analysis, speller, traces))
     if analysis.notes:
         sections.append(TextSection("Of these numbers", "\n\n".join(analysis.notes)))
-    return build_page(Page(_title(analysis, texts), _INTRO, sections, record), path)
+    return build_page(Page(_title(analysis, speller), _INTRO, sections, record), path)
 
 
-def tokens_as_json(analysis: Analysis, texts: TokenTexts) -> dict[str, Any]:
-    """The token tables with texts."""
+def tokens_as_json(analysis: Analysis, speller: Speller) -> dict[str, Any]:
+    """The token tables, spelled."""
 
     def row(stat: TokenStat) -> dict[str, Any]:
         examples = [
-            dict(zip(("before", "token", "after"), texts.context(stat.token_id, c), strict=True))
+            dict(zip(("before", "token", "after"), _spelled(speller, stat, c), strict=True))
             | {"entropy": c.entropy}
             for c in stat.contexts
         ]
         numbers = {name: value for name, value in asdict(stat).items() if name != "contexts"}
-        return {"token": texts.token(stat.token_id), **numbers, "examples": examples}
+        return {"token": speller.token(stat.token_id), **numbers, "error": stat.error, "examples": examples}
 
     tables = analysis.tables
-    return {
-        "highest": [row(stat) for stat in tables.highest],
-        "lowest": [row(stat) for stat in tables.lowest],
-        "min_frequency": tables.min_frequency,
-        "num_items": tables.num_items,
-        "num_frequent": tables.num_frequent,
-    }
+    result: dict[str, Any] = plain(
+        {
+            "highest": [row(stat) for stat in tables.highest],
+            "lowest": [row(stat) for stat in tables.lowest],
+            "min_frequency": tables.min_frequency,
+            "num_items": tables.num_items,
+            "num_frequent": tables.num_frequent,
+        }
+    )
+    return result
 
 
-def telling_traces(traces: Iterable[Trace], column: str) -> list[Trace]:
-    """Of each task the first right and the first wrong response that have `column`."""
-    kept: dict[tuple[str, bool | None], list[Trace]] = {}
-    for trace in traces:
-        own = kept.setdefault((trace.task, trace.correct), [])
-        if len(own) < PER_OUTCOME and trace.response_ids and column in trace.columns:
-            own.append(trace)
-    return [trace for own in kept.values() for trace in own][:MOST_SHOWN]
+def _spelled(speller: Speller, stat: TokenStat, context: Context) -> tuple[str, str, str]:
+    return speller.context(list(context.before), stat.token_id, list(context.after))
+
+
+def telling_keys(batches: Iterable[TokenBatch], column: str) -> list[Key]:
+    """Of each task the first right, wrong and unjudged response with an entropy, at most `MOST_SHOWN`, tasks in turn.
+
+    `batches` have the keys, `correct` and `column`.
+    """
+    first: dict[tuple[str, bool | None], Key] = {}
+    for batch in batches:
+        # The sum over each response of the tokens that have an entropy.
+        known_R = np.bincount(batch.responses()[~np.isnan(batch[column])], minlength=len(batch.lengths))
+        for key, correct, num_known in zip(batch.keys, batch["correct"], known_R, strict=True):
+            if num_known:
+                first.setdefault((key[1], correct), key)
+    return spread_over_tasks(first.values(), MOST_SHOWN)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------
 
 
-def findings(analysis: Analysis, texts: TokenTexts) -> list[str]:
+def findings(analysis: Analysis, speller: Speller) -> list[str]:
     """What the analysis shows, a sentence each."""
     found = [f"{pattern_finding(analysis)}."]
     if analysis.tables.highest:
         found += [
-            f"Highest mean entropy: {named(analysis.tables.highest, texts, 12)}.",
-            f"Lowest mean entropy: {named(analysis.tables.lowest, texts, 12)}.",
+            f"Highest mean entropy: {named(analysis.tables.highest, speller, 12)} ({_sure(analysis.tables.highest)}).",
+            f"Lowest mean entropy: {named(analysis.tables.lowest, speller, 12)} ({_sure(analysis.tables.lowest)}).",
         ]
     found.append(f"{along_finding(analysis)}.")
     if {"right", "wrong"} <= analysis.outcomes.keys():
@@ -155,26 +149,36 @@ def pattern_finding(analysis: Analysis) -> str:
     """The share of near-certain tokens and the percentile line."""
     whole, options = analysis.whole, analysis.options
     return (
-        f"{whole.certain_share:.1%} of {whole.num_tokens:,} tokens are all but certain (under {options.certain:g} nats), and "
+        f"{percent(whole.certain_share, 1)} of {whole.num_tokens:,} tokens are all but certain (under {options.certain:g} nats), and "
         f"{100 - options.percentile:g} % are above {whole.percentile:.3f} nats"
     )
 
 
-def named(stats: Sequence[TokenStat], texts: TokenTexts, num: int) -> str:
+def _sure(stats: Sequence[TokenStat]) -> str:
+    """How sure the means of some tokens are."""
+    fewest = min(stat.count for stat in stats)
+    errors = [stat.error for stat in stats if math.isfinite(stat.error)]
+    worst = f", standard errors up to {max(errors):.2g} nats" if errors else ""
+    return f"each at least {'once' if fewest == 1 else f'{fewest:,} times'}{worst}"
+
+
+def named(stats: Sequence[TokenStat], speller: Speller, num: int) -> str:
     """The first of some tokens, in quotes, each spelling once."""
-    spelled = dict.fromkeys(token_text(texts.token(stat.token_id)).strip("␣") or "␣" for stat in stats)
+    spelled = dict.fromkeys(token_text(speller.token(stat.token_id)).strip("␣") or "␣" for stat in stats)
     return ", ".join(f"“{text}”" for text in list(spelled)[:num])
 
 
 def along_finding(analysis: Analysis) -> str:
-    """Where in the response the mean is highest."""
-    edges, means = pooled_parts(analysis)
+    """Where in the response the mean is highest; claimed only beyond what the best of many parts may be by chance."""
+    edges, means, errors = pooled_parts(analysis)
     known = [index for index, mean in enumerate(means) if math.isfinite(mean)]
     top, bottom = max(known, key=means.__getitem__), min(known, key=means.__getitem__)
 
     def place(index: int) -> str:
-        return f"{100 * edges[index]:.0f} to {100 * edges[index + 1]:.0f} %"
+        return f"{100 * edges[index]:.0f} to {percent(edges[index + 1])}"
 
+    if not means[top] - means[bottom] > SPREAD * math.hypot(errors[top], errors[bottom]):
+        return f"Along the response, mean entropies do not clearly differ ({means[bottom]:.2f} to {means[top]:.2f} nats)"
     return (
         f"Along the response, entropy is highest {place(top)} of the way ({means[top]:.2f} nats) and lowest {place(bottom)} "
         f"of the way ({means[bottom]:.2f})"
@@ -190,44 +194,50 @@ def outcome_finding(right: OutcomeProfile, wrong: OutcomeProfile) -> str:
     return f"Wrong responses are {more} uncertain than right ones: {wrong.mean:.3f} against {right.mean:.3f} nats a token"
 
 
-def pooled_parts(analysis: Analysis) -> tuple[tuple[float, ...], list[float]]:
-    """Edges and means along the response, over all outcomes."""
+def pooled_parts(analysis: Analysis) -> tuple[tuple[float, ...], list[float], list[float]]:
+    """Edges, means and their standard errors along the response, over all outcomes."""
     tables = [profile.by_part for profile in analysis.outcomes.values()]
-    means = []
+    means, errors = [], []
     for index in range(len(tables[0].num_tokens)):
-        num = sum(table.num_tokens[index] for table in tables)
-        total = sum(
-            table.num_tokens[index] * table.mean[index] for table in tables if table.num_tokens[index]
-        )
-        means.append(total / num if num else math.nan)
-    return tables[0].edges, means
+        parts = [
+            (each.num_tokens[index], each.mean[index], each.error[index])
+            for each in tables
+            if each.num_tokens[index]
+        ]
+        total = sum(num for num, _, _ in parts)
+        means.append(sum(num * mean for num, mean, _ in parts) / total if total else math.nan)
+        # Outcomes are different responses, so their errors are independent.
+        errors.append(math.hypot(*(num * error for num, _, error in parts)) / total if total else math.nan)
+    return tables[0].edges, means, errors
 
 
-def _title(analysis: Analysis, texts: TokenTexts) -> str:
+def _title(analysis: Analysis, speller: Speller) -> str:
     if not analysis.tables.highest:
         return "Where the model is uncertain"
-    return f"Where the reasoning forks: {named(analysis.tables.highest, texts, NUM_NAMED)}"
+    return f"Where the reasoning forks: {named(analysis.tables.highest, speller, NUM_NAMED)}"
 
 
 # ---- sections -------------------------------------------------------------------------------------------------
 
 
-def clouds(analysis: Analysis, texts: TokenTexts) -> PanelsSection:
+def clouds(analysis: Analysis, speller: Speller) -> PanelsSection:
     """Both ends of the vocabulary side by side."""
     tables = analysis.tables
-    high = [(texts.token(stat.token_id), stat.mean_entropy) for stat in tables.highest]
+    high = [(speller.token(stat.token_id), stat.mean_entropy) for stat in tables.highest]
     # Means near 0 differ by orders of magnitude.
-    low = [(texts.token(stat.token_id), -math.log10(max(stat.mean_entropy, 1e-9))) for stat in tables.lowest]
+    low = [
+        (speller.token(stat.token_id), -math.log10(max(stat.mean_entropy, 1e-9))) for stat in tables.lowest
+    ]
     return PanelsSection(
         "Which tokens fork, and which complete what was decided",
         (
             CloudSection(
-                f"Most uncertain: {named(tables.highest, texts, NUM_NAMED)}",
+                f"Most uncertain: {named(tables.highest, speller, NUM_NAMED)}",
                 high,
                 f"The {len(high)} tokens of highest mean entropy; the larger, the higher.",
             ),
             CloudSection(
-                f"Most certain: {named(tables.lowest, texts, NUM_NAMED)}",
+                f"Most certain: {named(tables.lowest, speller, NUM_NAMED)}",
                 low,
                 f"The {len(low)} tokens of lowest mean entropy; the larger, the lower (by orders of magnitude).",
                 forking=False,
@@ -237,19 +247,21 @@ def clouds(analysis: Analysis, texts: TokenTexts) -> PanelsSection:
     )
 
 
-def token_table(analysis: Analysis, texts: TokenTexts, end: str) -> TokenTableSection:
+def token_table(analysis: Analysis, speller: Speller, end: str) -> TokenTableSection:
     """One end of the vocabulary with counts and examples."""
     stats = analysis.tables.highest if end == "highest" else analysis.tables.lowest
     rows = [
         TokenRow(
-            texts.token(stat.token_id),
+            speller.token(stat.token_id),
             stat.count,
             stat.mean_entropy,
-            [texts.context(stat.token_id, context) for context in stat.contexts],
+            [_spelled(speller, stat, context) for context in stat.contexts],
+            stat.error,
         )
         for stat in stats
     ]
-    return TokenTableSection(f"The {len(rows)} tokens of {end} mean entropy", rows)
+    title = f"The {len(rows)} tokens of {end} mean entropy"
+    return TokenTableSection(title, rows, "± one standard error over the occurrences of a token.")
 
 
 def histogram(analysis: Analysis) -> HistogramSection:
@@ -316,7 +328,7 @@ def by_outcome(analysis: Analysis) -> list[Section]:
         else "Entropy by outcome"
     )
     bars = [
-        (name, each.mean, each.mean - CERTAIN * each.error, each.mean + CERTAIN * each.error)
+        (name, each.mean, each.mean - REACH * each.error, each.mean + REACH * each.error)
         for name, each in profiles.items()
     ]
     rows = [
@@ -340,11 +352,11 @@ def by_outcome(analysis: Analysis) -> list[Section]:
     ]
 
 
-def _responses(analysis: Analysis, texts: TokenTexts, traces: Sequence[Trace]) -> TracesSection:
+def _responses(analysis: Analysis, speller: Speller, traces: Sequence[Trace]) -> TracesSection:
     return TracesSection(
         "Read responses, forking tokens marked",
         traces,
-        texts.decode,
+        speller.decode,
         shade=analysis.column,
         lines={analysis.column: analysis.whole.percentile},
     )
@@ -356,7 +368,7 @@ def _curve(name: str, table: MeanByBin, x: Sequence[float]) -> Curve:
     if all(few):
         few = [False] * len(few)
     means = [math.nan if hidden else mean for hidden, mean in zip(few, table.mean, strict=True)]
-    reach = [CERTAIN * error for error in table.error]
+    reach = [REACH * error for error in table.error]
     return Curve(
         name,
         x,

@@ -15,24 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from navtoken.analysis.definitions import Comparison, Positions, compare
-from navtoken.analysis.frozen import Chosen, FrozenSet, ScoredSet, check_vocabulary, score_set
+from navtoken.analysis.frozen import Chosen, FrozenSet, RecordedScores, Scores, score_set
 from navtoken.analysis.items import Item
+from navtoken.analysis.plain import plain
 from navtoken.analysis.ranking import Resampling
-from navtoken.checkpoints import ModelPair
-from navtoken.commands.compare_page import SETS, SIGNALS, area, findings, write_page
-from navtoken.commands.frozen_responses import (
-    ResponseOptions,
-    Speller,
-    made_responses,
-    percent,
-    plain,
-    shown_traces,
-)
+from navtoken.analysis.scoring import Whose
+from navtoken.checkpoints import LoadedModel, ModelPair
+from navtoken.commands.compare_page import SETS, SIGNALS, findings, write_page
+from navtoken.commands.frozen_responses import ResponseOptions, made_responses, shown_traces
+from navtoken.commands.interval_words import area
+from navtoken.commands.spelling import FrozenSpeller
 from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.engine.options import OptionError
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.provenance import provenance
-from navtoken.report.markup import write_whole
+from navtoken.report.markup import percent, write_whole
 from navtoken.trace import Trace
 
 __all__ = ["CompareOptions", "run"]
@@ -76,7 +73,7 @@ class Compared:
     comparison: Comparison
     frozen: FrozenSet
     positions: Positions
-    speller: Speller
+    speller: FrozenSpeller
     record: dict[str, Any]
     """Provenance."""
 
@@ -103,13 +100,13 @@ def compare_responses(options: CompareOptions, progress: Console, pair: ModelPai
     options.check()
     loaded = pair or options.models.load()
     frozen = FrozenSet.read(_chosen(options, loaded, progress))
-    check_vocabulary(frozen, loaded.tokenizer, loaded.llm.reference)
+    frozen.check_vocabulary(loaded.tokenizer, loaded.llm.reference)
     positions = Positions.of(frozen, *score_pair(frozen, loaded, options.out / "scores", progress))
     resampling = Resampling(options.resamples, options.responses.seed)
     with progress.status("comparing"):
         comparison = compare(positions, options.fraction, resampling, options.num_items, options.min_count)
     record = provenance(fingerprints(loaded) | {"responses": frozen.digest}, **asdict(options))
-    return Compared(comparison, frozen, positions, Speller(loaded.tokenizer, frozen), record)
+    return Compared(comparison, frozen, positions, FrozenSpeller(loaded.tokenizer, frozen), record)
 
 
 def _shown(found: Compared, num: int) -> list[Trace]:
@@ -124,19 +121,19 @@ def _shown(found: Compared, num: int) -> list[Trace]:
     return list(shown_traces(found.frozen, num, columns, keep=lambda name: name not in columns))
 
 
-def score_pair(
-    frozen: FrozenSet, pair: ModelPair, folder: Path, progress: Console
-) -> tuple[ScoredSet, ScoredSet]:
-    """Scores of the frozen responses by the SLM and by the LLM."""
+def score_pair(frozen: FrozenSet, pair: ModelPair, folder: Path, progress: Console) -> tuple[Scores, Scores]:
+    """Scores of the frozen responses by the SLM and by the LLM: what the traces carry, or else one pass of the model."""
     with progress_bars(progress) as bars:
 
-        def scored(index: int) -> ScoredSet:
-            model = pair[index]
+        def scored(whose: Whose, model: LoadedModel) -> Scores:
+            dtype = str(model.model.dtype).removeprefix("torch.")
+            if found := RecordedScores.of(frozen, whose, model.fingerprint, dtype):
+                return found
             bar = bars.add_task(f"scoring with {model.reference}", total=frozen.num_responses)
             identity = f"{model.fingerprint} {model.model.dtype}"
             return score_set(frozen, lambda: model, identity, folder, lambda num: bars.advance(bar, num))
 
-        return scored(0), scored(1)
+        return scored("slm", pair.slm), scored("llm", pair.llm)
 
 
 def as_json(found: Compared) -> dict[str, Any]:
@@ -158,14 +155,14 @@ def as_json(found: Compared) -> dict[str, Any]:
     return result
 
 
-def _item(item: Item, speller: Speller) -> dict[str, Any]:
+def _item(item: Item, speller: FrozenSpeller) -> dict[str, Any]:
     return {
         "token": speller.token(item.token_id),
         "token_id": item.token_id,
         "count": item.count,
         "total": item.total,
         "rate": item.rate,
-        "contexts": [speller.context(position) for position in item.examples],
+        "contexts": [speller.place(position) for position in item.examples],
     }
 
 
@@ -183,16 +180,14 @@ def _chosen(options: CompareOptions, pair: ModelPair, progress: Console) -> Chos
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """What it shows in words, then two tables. Fits into 80 columns."""
-    for line in findings(comparison):
+    for line in (*findings(comparison), *comparison.notes):
         console.print(f"· {line}")
     console.print(_overlaps(comparison))
     console.print(_areas(comparison))
 
 
 def _overlaps(comparison: Comparison) -> Table:
-    table = _table(
-        "Sets laid over each other (%)", ["", "and", "Jaccard", "by chance", "precision", "recall"]
-    )
+    table = _table("Sets laid over each other", ["", "and", "Jaccard", "by chance", "precision", "recall"])
     for agreement in comparison.agreements:
         found = agreement.overlap
         table.add_row(

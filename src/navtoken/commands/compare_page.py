@@ -1,13 +1,13 @@
 """The page of the comparison, and its findings in words: every sentence is worded from the numbers."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from navtoken.analysis.definitions import NUM_BINS, Comparison, Corner, Prediction, RarityBin
-from navtoken.analysis.ranking import Interval, Overlap
-from navtoken.commands.frozen_responses import Speller, percent, spread_of
+from navtoken.analysis.ranking import Overlap
+from navtoken.commands.interval_words import area, curve, spread_of, times
+from navtoken.commands.spelling import FrozenSpeller
 from navtoken.report import (
     Column,
     Curve,
@@ -22,6 +22,7 @@ from navtoken.report import (
     TracesSection,
     build_page,
 )
+from navtoken.report.markup import percent
 from navtoken.trace import Trace
 
 SIGNALS = {
@@ -59,7 +60,11 @@ _CORNERS = {
 
 
 def write_page(
-    path: Path, comparison: Comparison, speller: Speller, traces: Sequence[Trace], record: Mapping[str, Any]
+    path: Path,
+    comparison: Comparison,
+    speller: FrozenSpeller,
+    traces: Sequence[Trace],
+    record: Mapping[str, Any],
 ) -> Path:
     """Write the page: rates, curves, tables, the four corners, rarity, and responses to read."""
     sections: list[Section] = [
@@ -71,6 +76,8 @@ def write_page(
         *(corner_section(comparison, corner, speller) for corner in comparison.corners if corner.items),
         rarity_section(comparison),
     ]
+    if comparison.notes:
+        sections.append(TextSection("Of these numbers", "\n\n".join(comparison.notes)))
     if traces:
         sections.append(
             TracesSection(
@@ -164,23 +171,6 @@ def overlap_of(comparison: Comparison, found: str, wanted: str) -> Overlap:
     )
 
 
-def area(interval: Interval) -> str:
-    """0.94 (0.93 to 0.95)."""
-    if math.isnan(interval.value):
-        return "–"
-    if math.isnan(interval.low):
-        return f"{interval.value:.2f}"
-    return f"{interval.value:.2f} ({interval.low:.2f} to {interval.high:.2f})"
-
-
-def times(interval: Interval) -> str:
-    """3.8 times (3.5 to 4.1)."""
-    if math.isnan(interval.value):
-        return "–"
-    spread = "" if math.isnan(interval.low) else f" ({interval.low:.1f} to {interval.high:.1f})"
-    return f"{interval.value:.1f} times{spread}"
-
-
 def _times_there(at_least: int) -> str:
     return "once" if at_least == 1 else f"{at_least:,} to {2 * at_least - 1:,} times"
 
@@ -243,7 +233,7 @@ def areas_section(comparison: Comparison) -> TableSection:
         Column("roc", "ROC area (0.5 by chance)", "text"),
         Column("pr", "area under precision and recall", "text"),
         Column("share", "the same by chance", "number", digits=3),
-        Column("equal", "found at equal size (%)", "text", help="Of the positions with the highest signal, as many as the set has: precision and recall in one."),
+        Column("equal", "found at equal size", "text", help="Of the positions with the highest signal, as many as the set has: precision and recall in one."),
     )  # fmt: skip
     equal = {(each.found, each.wanted): each.overlap.recall for each in comparison.equal_size}
     rows = [
@@ -267,8 +257,8 @@ def overlaps_section(comparison: Comparison) -> TableSection:
         Column("b", "set B", "text"),
         Column("jaccard", "Jaccard index", "text", help="Tokens in both / tokens in either."),
         Column("expected", "by chance", "number", digits=2),
-        Column("precision", "of A in B (%)", "text"),
-        Column("recall", "of B in A (%)", "text"),
+        Column("precision", "of A in B", "text"),
+        Column("recall", "of B in A", "text"),
     )
     rows = [
         {
@@ -287,7 +277,7 @@ def overlaps_section(comparison: Comparison) -> TableSection:
     return TableSection(title, columns, rows, caption=note)
 
 
-def corner_section(comparison: Comparison, corner: Corner, speller: Speller) -> TokenTableSection:
+def corner_section(comparison: Comparison, corner: Corner, speller: FrozenSpeller) -> TokenTableSection:
     """The vocabulary items that are typical of a corner."""
     name = _CORNERS[corner.name].format(
         part=PART[comparison.parting],
@@ -299,7 +289,7 @@ def corner_section(comparison: Comparison, corner: Corner, speller: Speller) -> 
             speller.token(item.token_id),
             item.count,
             item.rate,
-            [speller.context(position) for position in item.examples],
+            [speller.place(position) for position in item.examples],
         )
         for item in corner.items
     ]
@@ -329,19 +319,6 @@ def rarity_section(comparison: Comparison) -> CurvesSection:
         f"{rarity_finding(comparison)} Bars: 95 % intervals over problems.",
         x_log=True,
         y_percent=True,
-    )
-
-
-def curve(name: str, places: Sequence[float], values: Sequence[Interval]) -> Curve:
-    """A curve with its intervals; points that are not there are left out."""
-    known = [(x, y) for x, y in zip(places, values, strict=True) if not math.isnan(y.value)]
-    bare = any(math.isnan(y.low) for _, y in known)
-    return Curve(
-        name,
-        [x for x, _ in known],
-        [y.value for _, y in known],
-        None if bare else [y.low for _, y in known],
-        None if bare else [y.high for _, y in known],
     )
 
 

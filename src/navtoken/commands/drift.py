@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,22 +17,17 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from navtoken.analysis.drift import Drift, Shift, drift
-from navtoken.analysis.frozen import Chosen, FrozenSet, ScoredSet, check_vocabulary, score_set
+from navtoken.analysis.frozen import Chosen, FrozenSet, ScoredSet, score_set
+from navtoken.analysis.plain import plain
 from navtoken.analysis.ranking import Resampling
-from navtoken.checkpoints import LoadedModel, ModelPair, fingerprint, load_model, resolve_folder
+from navtoken.checkpoints import LoadedModel, ModelPair, fingerprint, resolve_folder
 from navtoken.commands.drift_page import findings, write_page
-from navtoken.commands.frozen_responses import (
-    ResponseOptions,
-    Speller,
-    made_responses,
-    plain,
-    shown_traces,
-    spread_of,
-)
+from navtoken.commands.frozen_responses import ResponseOptions, made_responses, shown_traces
+from navtoken.commands.interval_words import spread_of
+from navtoken.commands.spelling import FrozenSpeller
 from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.engine.options import OptionError
 from navtoken.generation import ModelOptions
-from navtoken.generation.options import SMALL
 from navtoken.provenance import provenance
 from navtoken.report.markup import write_whole
 from navtoken.trace import Trace
@@ -83,13 +77,13 @@ class DriftOptions:
             if (value := getattr(self, name)) is not None and value < bound:
                 raise OptionError(f"{name} is {value}; give at least {bound}")
 
+    def models(self, reference: str) -> ModelOptions:
+        """How a checkpoint is loaded."""
+        return ModelOptions(reference, reference, self.device, dtype=self.dtype, threads=self.threads)
+
     def load(self, reference: str) -> LoadedModel:
-        """Load one of the checkpoints; sets the process's torch threads. Raises `CheckpointError`s."""
-        loaded = load_model(reference, self.device, self.dtype)
-        threads = self.threads or (1 if loaded.card.parameters < SMALL else None)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return loaded
+        """Load a checkpoint; sets the process's torch threads. Raises `CheckpointError`s."""
+        return self.models(reference).load_alone(reference).llm
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +94,7 @@ class Followed:
     frozen: FrozenSet
     scored: list[ScoredSet]
     """Of each checkpoint."""
-    speller: Speller
+    speller: FrozenSpeller
     record: dict[str, Any]
     """Provenance."""
 
@@ -125,7 +119,7 @@ def follow(options: DriftOptions, progress: Console) -> Followed:
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in folders]
     frozen = FrozenSet.read(_chosen(options, progress))
     for reference, tokenizer in zip(options.model, tokenizers, strict=True):
-        check_vocabulary(frozen, tokenizer, reference)
+        frozen.check_vocabulary(tokenizer, reference)
     prints = [fingerprint(folder) for folder in folders]
     scored = score_all(options, frozen, prints, progress)
     with progress.status("comparing"):
@@ -141,7 +135,7 @@ def follow(options: DriftOptions, progress: Console) -> Followed:
         )
     named = {f"checkpoint {index}": each for index, each in enumerate(prints)}
     record = provenance(named | {"responses": frozen.digest}, **asdict(options))
-    return Followed(found, frozen, scored, Speller(tokenizers[-1], frozen), record)
+    return Followed(found, frozen, scored, FrozenSpeller(tokenizers[-1], frozen), record)
 
 
 def _shown(found: Followed, num: int) -> list[Trace]:
@@ -188,9 +182,9 @@ def as_json(found: Followed) -> dict[str, Any]:
     return result
 
 
-def _shift(each: Shift, speller: Speller) -> dict[str, Any]:
+def _shift(each: Shift, speller: FrozenSpeller) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(each).items() if name != "examples"}
-    contexts = [speller.context(position) for position in each.examples]
+    contexts = [speller.place(position) for position in each.examples]
     return {"token": speller.token(each.token_id)} | fields | {"net": each.net, "contexts": contexts}
 
 
@@ -200,7 +194,7 @@ def _chosen(options: DriftOptions, progress: Console) -> Chosen:
         return wanted.chosen()
     last = options.model[-1]
     final = options.load(last)
-    models = ModelOptions(last, last, options.device, dtype=options.dtype, threads=options.threads)
+    models = options.models(last)
     generation = wanted.generation(temperature=1.0)
     return made_responses(models, generation, options.out / "traces", ModelPair(final, final), progress)
 

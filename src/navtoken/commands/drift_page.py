@@ -7,8 +7,8 @@ from typing import Any
 
 from navtoken.analysis.drift import NUM_BINS, PERCENTILES, Checkpoint, Drift, Shift
 from navtoken.analysis.ranking import Interval
-from navtoken.commands.compare_page import curve
-from navtoken.commands.frozen_responses import Speller, percent, spread_of
+from navtoken.commands.interval_words import curve, spread_of
+from navtoken.commands.spelling import FrozenSpeller
 from navtoken.report import (
     BarsSection,
     Column,
@@ -22,6 +22,7 @@ from navtoken.report import (
     TracesSection,
     build_page,
 )
+from navtoken.report.markup import percent
 from navtoken.report.pieces import token_text
 from navtoken.trace import Trace
 
@@ -37,7 +38,7 @@ _INTRO = (
 
 
 def write_page(
-    path: Path, found: Drift, speller: Speller, traces: Sequence[Trace], record: Mapping[str, Any]
+    path: Path, found: Drift, speller: FrozenSpeller, traces: Sequence[Trace], record: Mapping[str, Any]
 ) -> Path:
     """Write the page: overlaps, changes, trajectories, the tokens that move, and responses to read."""
     top = percent(found.fraction)
@@ -74,7 +75,7 @@ def write_page(
 # ---- words ----------------------------------------------------------------------------------------------------
 
 
-def findings(found: Drift, speller: Speller) -> list[str]:
+def findings(found: Drift, speller: FrozenSpeller) -> list[str]:
     """What the drift shows, a sentence each."""
     sizes = _known(found.checkpoints[-1].size_by_bin)
     sentences = [
@@ -148,7 +149,7 @@ def trajectory_section(found: Drift) -> CurvesSection:
     """Entropies at some percentiles along the path."""
     steps = [float(index) for index in range(len(found.checkpoints))]
     curves = [
-        Curve(f"{100 * share:.0f} %", steps, [each.percentiles[index] for each in found.checkpoints])
+        Curve(percent(share), steps, [each.percentiles[index] for each in found.checkpoints])
         for index, share in enumerate(PERCENTILES)
     ]
     first, last = (found.checkpoints[at].threshold for at in (0, -1))
@@ -177,7 +178,9 @@ def sides_section(found: Drift) -> BarsSection:
     )
 
 
-def shift_section(title: str, count: str, shifts: Sequence[Shift], speller: Speller) -> TokenTableSection:
+def shift_section(
+    title: str, count: str, shifts: Sequence[Shift], speller: FrozenSpeller
+) -> TokenTableSection:
     """Vocabulary items by what they lose or gain."""
     words = ", ".join(speller.token(each.token_id).strip() or "␣" for each in shifts[:6])
     rows = [
@@ -185,7 +188,7 @@ def shift_section(title: str, count: str, shifts: Sequence[Shift], speller: Spel
             speller.token(each.token_id),
             getattr(each, count),
             float(each.net),
-            [speller.context(position) for position in each.examples],
+            [speller.place(position) for position in each.examples],
         )
         for each in shifts
     ]
@@ -203,8 +206,8 @@ def checkpoints_section(found: Drift) -> TableSection:
     columns = (
         Column("number", "", "count"),
         Column("name", "checkpoint", "code"),
-        Column("base", "top as the base's (%)", "text"),
-        Column("final", "top as the last's (%)", "text"),
+        Column("base", "top as the base's", "text"),
+        Column("final", "top as the last's", "text"),
         Column("mean", "mean entropy (nats)", "number", digits=4),
         Column("threshold", "top from (nats)", "number", digits=4),
     )

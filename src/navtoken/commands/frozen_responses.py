@@ -1,11 +1,11 @@
-"""What `drift` and `compare` share: the responses that they look at, given or made, and how tokens are spelled.
+"""What commands on given responses share: which responses those are, given or made, and which of them a page shows.
 
 Whatever is made or computed lies in the command's folder, so the same command goes on where it was interrupted.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from navtoken.analysis.frozen import Chosen, FrozenSet
-from navtoken.analysis.ranking import Interval
 from navtoken.checkpoints import ModelPair
-from navtoken.commands.demo_page import decode_of
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.generation import GenerateOptions, GenerationOptions, ModelOptions, generate
 from navtoken.generation.options import FAMILIES
-from navtoken.report.pieces import Pieces
-from navtoken.trace import Trace
+from navtoken.trace import Key, Trace, read_traces
 
 NUM_ALTERNATIVES = 5
 """Recorded per token of responses made here, for the page."""
@@ -40,15 +37,17 @@ class ResponseOptions:
     task: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only responses to this task; may be repeated. Left out, all of TRACES, or else the three embedded families."""
     num: int | None = None
-    """Problems per task; None takes all of TRACES, or else 100 of a task that generates them."""
+    """Problems per task; None takes all of TRACES, or where responses are made all of a finite set and 100 of a task that
+    generates them."""
     samples: int | None = None
     """Responses per problem where they are made; None is 1."""
     max_tokens: int | None = None
     """Longest response in tokens where they are made; None takes the model's own limit."""
     temperature: float | None = None
-    """Temperature at which responses are made; None is 0 (greedy) for compare and 1 for drift, as in the papers."""
+    """Temperature at which responses are made; None is the command's own, as in the papers: 1 for analyze and drift, which
+    look at how a model writes, 0 (greedy) where two models are held against each other."""
     seed: int = 0
-    """Fixes problems and noise where responses are made, and the resamples of intervals."""
+    """Fixes problems and noise where responses are made, and the resamples of intervals where there are any."""
 
     def check(self) -> None:
         """Raise `OptionError` for options that would be without effect."""
@@ -69,11 +68,11 @@ class ResponseOptions:
         assert self.traces is not None
         return Chosen(self.traces, self.policy, self.task, self.num)
 
-    def generation(self, temperature: float) -> GenerationOptions:
+    def generation(self, temperature: float, policy: str = "llm") -> GenerationOptions:
         """How responses are made; `temperature` is the command's own."""
         return GenerationOptions(
             task=self.task or FAMILIES,
-            policy=("llm",),
+            policy=(policy,),
             num=self.num,
             samples=self.samples or 1,
             seed=self.seed,
@@ -88,76 +87,44 @@ class ResponseOptions:
 def made_responses(
     models: ModelOptions, generation: GenerationOptions, folder: Path, pair: ModelPair, progress: Console
 ) -> Chosen:
-    """Have the pair's LLM answer what `folder` lacks; returns exactly what was asked for, whatever else is there."""
+    """Have the pair answer what `folder` lacks; returns exactly what was asked for, whatever else is there."""
     cells = generate(GenerateOptions(models, generation, folder), pair, progress)
     return Chosen(folder, keys=frozenset(key for cell in cells for key in cell.keys))
 
 
-# ---- words ----------------------------------------------------------------------------------------------------
+# ---- examples -------------------------------------------------------------------------------------------------
 
 
-class Speller:
-    """Texts of tokens, alone and where they stand."""
+def spread_over_tasks(keys: Iterable[Key], num: int) -> list[Key]:
+    """At most `num` of the keys, tasks in turn, each task's first ones first; those of one task beside each other."""
+    by_task: dict[str, list[Key]] = {}
+    for key in keys:
+        by_task.setdefault(key[1], []).append(key)
+    in_turn = (key for turn in zip_longest(*by_task.values()) for key in turn if key is not None)
+    kept = {key for key, _ in zip(in_turn, range(num), strict=False)}
+    return [key for own in by_task.values() for key in own if key in kept]
 
-    def __init__(self, tokenizer: Any, frozen: FrozenSet) -> None:
-        self.decode = decode_of(tokenizer)
-        self._pieces = Pieces(self.decode)
-        self._frozen = frozen
 
-    def token(self, token_id: int) -> str:
-        """The token alone, spaces included."""
-        return self._pieces.text(None, token_id)
-
-    def context(self, position: int) -> tuple[str, str, str]:
-        """Text before a position, at it, and after it."""
-        before, token_id, after = self._frozen.around(position)
-        ids = [*before, token_id, *after]
-        texts = [self._pieces.text(previous, each) for previous, each in zip([None, *ids], ids, strict=False)]
-        at = len(before)
-        return "".join(texts[:at]), texts[at], "".join(texts[at + 1 :])
+def traces_named(path: Path, keys: Iterable[Key]) -> Iterator[Trace]:
+    """The traces of these keys in this order; no other is built."""
+    order = list(keys)
+    wanted = frozenset(order)
+    found = {trace.key: trace for trace in read_traces(path, keep=wanted.__contains__)} if order else {}
+    return (found[key] for key in order)
 
 
 def shown_traces(
     frozen: FrozenSet, num: int, columns: Mapping[str, NDArray[Any]], keep: Callable[[str], bool]
 ) -> Iterator[Trace]:
     """At most `num` responses, tasks in turn, with `columns` of the whole set in place of all but those to keep."""
-    per_task = math.ceil(num / max(1, len(frozen.tasks)))
-    taken: dict[str, set[str]] = {}
-    total = 0
-    for response, trace in enumerate(frozen.chosen.traces()):
-        problems = taken.setdefault(trace.task, set())
-        if total == num:
-            return
-        if trace.problem_id in problems or len(problems) == per_task:
-            continue
-        problems.add(trace.problem_id)
-        total += 1
+    # One response per problem: samples of one problem are much alike.
+    first = {key[1:3]: key for key in reversed(frozen.keys)}
+    wanted = spread_over_tasks((key for key in frozen.keys if first[key[1:3]] == key), num)
+    response_of = {key: response for response, key in enumerate(frozen.keys)}
+    for trace in traces_named(frozen.chosen.path, wanted):
+        response = response_of[trace.key]
         own = slice(int(frozen.start_R[response]), int(frozen.start_R[response + 1]))
         kept = {name: values for name, values in trace.columns.items() if keep(name)}
         yield replace(
             trace, columns=kept | {name: np.asarray(values[own]) for name, values in columns.items()}
         )
-
-
-def percent(value: float, digits: int = 0) -> str:
-    """A fraction in words: 12 %."""
-    return "–" if math.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def spread_of(interval: Interval, digits: int = 0) -> str:
-    """A fraction with its interval: 12 % (10 to 14)."""
-    if math.isnan(interval.low) or interval.low == interval.high == interval.value:
-        return percent(interval.value, digits)
-    low, high = (f"{100 * end:.{digits}f}" for end in (interval.low, interval.high))
-    return f"{percent(interval.value, digits)} ({low} to {high})"
-
-
-def plain(value: Any) -> Any:
-    """JSON-serialisable: keys become text, tuples lists, and a number that is not there None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

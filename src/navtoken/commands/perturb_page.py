@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from navtoken.analysis.perturbation import BASE, Outcome, Perturbation, Point, Study, traces_of
+from navtoken.analysis.ranking import REACH
 from navtoken.commands.demo_page import decode_of
 from navtoken.report import (
     Column,
@@ -23,8 +24,6 @@ from navtoken.trace import Trace
 
 SHOWN_PROBLEMS = 4
 """Problems of each study whose responses are on the page."""
-CERTAIN = 1.96
-"""Standard errors on either side of a mean that make a 95 % interval."""
 NAMES = {"forking": "forking tokens", "others": "all others"}
 
 _INTRO = (
@@ -132,7 +131,7 @@ def _off(temperature: float) -> float:
 def _curve(name: str, swept: str, outcomes: Sequence[Outcome]) -> Curve:
     means = [each.metrics["accuracy"] for each in outcomes]
     # A single problem has no error: no bar is drawn.
-    errors = [CERTAIN * each.metrics["accuracy_se"] for each in outcomes]
+    errors = [REACH * each.metrics["accuracy_se"] for each in outcomes]
     return Curve(
         name,
         [each.point.fork if swept == "forking" else each.point.other for each in outcomes],

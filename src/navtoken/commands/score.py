@@ -1,7 +1,7 @@
 """`navtoken score`: what any checkpoint makes of responses that are there already, written beside them.
 
-The responses stay as they are; the traces that come out have the entropy and the log-probability of every one of their
-tokens under the checkpoint. The folder is the only state: run again, it goes on where it stopped.
+The responses stay as they are; the traces that come out have, at every one of their tokens, entropy, log-probability, likeliest
+token and margin under the checkpoint. The folder is the only state: run again, it goes on where it stopped.
 """
 
 import math
@@ -12,22 +12,21 @@ from time import monotonic, perf_counter
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 
-from navtoken.analysis.columns import num_responses, stream_columns
+from navtoken.analysis.columns import KEY_FIELDS, num_responses, stream_columns
 from navtoken.analysis.scoring import (
     BATCH_TOKENS,
     ScoringError,
     Whose,
+    scored_columns,
     scored_traces,
     tokenizer_fingerprint,
 )
-from navtoken.checkpoints import LoadedModel, load_model
+from navtoken.checkpoints import LoadedModel
 from navtoken.commands.surroundings import progress_bars, progress_console
-from navtoken.generation.options import SMALL
-from navtoken.placement import Placement
+from navtoken.generation import ModelOptions
 from navtoken.provenance import provenance
 from navtoken.trace import Key, Trace, TraceWriter, read_provenance, read_traces
 
@@ -39,15 +38,16 @@ FLUSH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Add a checkpoint's entropies and log-probabilities to given responses. Run again, it goes on where it stopped."""
+    """Add what a checkpoint makes of every token to given responses: entropy, log-probability, likeliest token, margin. Run
+    again, it goes on where it stopped."""
 
     traces: tyro.conf.Positional[Path]
     """The responses: a folder of traces (Parquet), or one shard."""
     model: str = "embedded:llm"
     """The checkpoint that reads them: embedded:slm, embedded:llm, a local folder, or org/name@revision of the hub."""
     whose: Annotated[Whose | None, tyro.conf.arg(aliases=("--as",))] = None
-    """Fill the columns of the SLM or of the LLM (entropy_slm and logprob_slm, or those with llm); None is the SLM's where
-    the checkpoint is the SLM that wrote these traces, else the LLM's."""
+    """Fill the columns of the SLM (entropy_slm, logprob_slm, argmax_slm, margin_slm) or those of the LLM; None is the
+    SLM's where the checkpoint is the SLM that wrote these traces, else the LLM's."""
     out: Path = Path("out/scored")
     """Folder of the traces with their scores."""
     device: str = "cpu"
@@ -70,11 +70,14 @@ class ScoreOptions:
 
     def load(self) -> LoadedModel:
         """Load the checkpoint; sets the process's torch threads. Raises `CheckpointError`s."""
-        loaded = load_model(self.model, Placement(self.device, self.device_map), self.dtype)
-        threads = self.threads or (1 if loaded.card.parameters < SMALL else None)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return loaded
+        models = ModelOptions(
+            llm=self.model,
+            device=self.device,
+            llm_device_map=self.device_map,
+            dtype=self.dtype,
+            threads=self.threads,
+        )
+        return models.load_alone(self.model).llm
 
 
 @dataclass
@@ -106,10 +109,15 @@ class _Tally:
         }
 
 
-def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = None) -> dict[str, Any]:
-    """Score what `options.out` lacks and say what lies there; returns that as plain data."""
+def run(
+    options: ScoreOptions,
+    console: Console,
+    loaded: LoadedModel | None = None,
+    keys: frozenset[Key] | None = None,
+) -> dict[str, Any]:
+    """Score what `options.out` lacks and say what lies there; returns that as plain data. `keys` None is all traces."""
     progress = progress_console()
-    total = _checked_total(options)
+    total = _checked_total(options, keys)
     source = read_provenance(options.traces)
     loaded = loaded or options.load()
     whose = options.whose or _whose(source, loaded)
@@ -118,7 +126,7 @@ def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = No
     tally, started = _Tally(whose), perf_counter()
     with TraceWriter(options.out, record, fixed=FIXED) as writer, progress_bars(progress) as bars:
         bar = bars.add_task(f"scoring with {options.model}", total=total)
-        missing = _missing(options, _written(writer), lambda: bars.advance(bar))
+        missing = _missing(options, keys, _written(writer), lambda: bars.advance(bar))
         flushed = monotonic()
         for trace in scored_traces(missing, loaded, whose, options.batch_tokens, same_tokenizer):
             writer.write(trace)
@@ -131,7 +139,7 @@ def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = No
         "out": str(options.out),
         "model": options.model,
         "whose": whose,
-        "columns": [f"entropy_{whose}", f"logprob_{whose}"],
+        "columns": list(scored_columns(whose).values()),
         "num_responses": total,
         **tally.as_json(),
         "seconds": perf_counter() - started,
@@ -141,14 +149,14 @@ def run(options: ScoreOptions, console: Console, loaded: LoadedModel | None = No
     return result
 
 
-def _checked_total(options: ScoreOptions) -> int:
+def _checked_total(options: ScoreOptions, keys: frozenset[Key] | None) -> int:
     """Responses to score. Raises `ScoringError` where there is none, or where they lie in the folder to be written."""
     folder = options.traces if options.traces.is_dir() else options.traces.parent
     if folder.resolve() == options.out.resolve():
         raise ScoringError(
             f"the responses lie in {options.out}, where their scored copies would go; name another folder with --out"
         )
-    total = num_responses(options.traces)
+    total = num_responses(options.traces) if keys is None else len(keys)
     if not total:
         raise ScoringError(
             f"the traces at {options.traces} hold no response; write some with `navtoken generate`"
@@ -161,9 +169,8 @@ def _written(writer: TraceWriter) -> dict[Key, int]:
     if not writer.done():
         return {}
     known: dict[Key, int] = {}
-    for batch in stream_columns(writer.folder, ("policy", "task", "problem_id", "sample", "response_ids")):
-        keys = zip(*(batch[name] for name in ("policy", "task", "problem_id", "sample")), strict=True)
-        for key, start, length in zip(keys, batch.starts, batch.lengths, strict=True):
+    for batch in stream_columns(writer.folder, (*KEY_FIELDS, "response_ids")):
+        for key, start, length in zip(batch.keys, batch.starts, batch.lengths, strict=True):
             known[key] = _hash(batch["response_ids"][start : start + length])
     return known
 
@@ -173,10 +180,14 @@ def _hash(ids: Sequence[int]) -> int:
 
 
 def _missing(
-    options: ScoreOptions, written: dict[Key, int], skipped: Callable[[], object]
+    options: ScoreOptions,
+    keys: frozenset[Key] | None,
+    written: dict[Key, int],
+    skipped: Callable[[], object],
 ) -> Iterator[Trace]:
     """The traces without scores. Raises `ScoringError` where another response has scores under a trace's key."""
-    for trace in read_traces(options.traces):
+    keep = None if keys is None else keys.__contains__
+    for trace in read_traces(options.traces, keep=keep):
         if trace.key not in written:
             yield trace
         elif written[trace.key] == _hash(trace.response_ids):

@@ -1,10 +1,11 @@
-"""The only way text gets into a page: every helper here escapes what it is given.
+"""The only way text gets into a page: every helper here that makes markup escapes what it is given.
 
 Model output is hostile input (it may spell `</script>`), so no other file of the report joins raw text and tags.
 """
 
 import html
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,6 +55,11 @@ def json_script(data: object, element_id: str) -> Html:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = text.encode("utf-8", "backslashreplace").decode("utf-8").translate(_JSON_ESCAPES)
     return f'<script type="application/json" id="{escape(element_id)}">{text}</script>'
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A fraction as every page writes it: 12 %; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
 
 
 def write_whole(path: str | Path, text: str) -> Path:
