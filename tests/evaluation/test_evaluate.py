@@ -1,6 +1,7 @@
 """The table is what the traces say, whatever else is in their folder."""
 
 import json
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_rows_are_policies_by_tasks_and_their_means(tmp_path: Path) -> None:
     traces = list(read_traces(tmp_path))
     for policy, share in (("slm", 0.0), ("llm", 1.0)):
         assert by_name[policy, "mean"]["llm_share"] == share
+        assert by_name[policy, "mean"]["llm_passes_per_token"] == pytest.approx(share, abs=0.3)
     for task in ("arithmetic", "countdown"):
         own = [trace for trace in traces if (trace.policy, trace.task) == ("random:0.4", task)]
         row = by_name["random:0.4", task]
@@ -34,6 +36,23 @@ def test_rows_are_policies_by_tasks_and_their_means(tmp_path: Path) -> None:
         assert row["llm_share"] == pytest.approx(sum(sum(trace.writer) for trace in own) / tokens)
         assert by_name["margin,share=0.5", task]["threshold"] is not None
         assert by_name["slm", task]["threshold"] is None
+
+
+def test_answers_stay_together_problem_by_problem(tmp_path: Path) -> None:
+    options = EvaluateOptions(
+        generation=few(task=("arithmetic", "countdown"), policy=POLICIES, num=3), out=tmp_path
+    )
+    table = evaluate(options, tiny_pair())
+    right = {trace.key: float(bool(trace.correct)) for trace in read_traces(tmp_path)}
+    assert table.keys.keys() == right.keys()
+    for key, score in right.items():
+        _, task, problem, _ = key
+        assert table.paired.scores[table.keys[key]][task][problem] == score
+    for row in table.rows:
+        task = None if row["task"] == "mean" else row["task"]
+        recovered = table.paired.recovered(row["policy"], task).value
+        assert row["recovered"] == recovered or isnan(row["recovered"])
+    assert table.paired.shares["llm"] == 1.0
 
 
 def test_other_traces_in_the_folder_do_not_count(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Estimators against brute force."""
 
 import itertools
+from dataclasses import replace
 from math import isnan, sqrt
 from statistics import fmean, pvariance
 
@@ -72,6 +73,35 @@ def test_costs_are_per_committed_token() -> None:
     assert row["flops_per_token"] == pytest.approx(costs.flops(whole) / 4)
     assert row["bytes_per_token"] == pytest.approx(costs.bytes(whole) / 4)
     assert row["average_activated_parameters"] == pytest.approx(CARD.active_parameters)
+    assert isnan(row["acceptance"])
+
+
+def test_both_total_costs_are_per_response() -> None:
+    costs = Costs(CARD, replace(CARD, active_parameters=10_000), router_parameters=7)
+    ledger = Ledger()
+    ledger.written = [3, 1]
+    ledger.slm.prefill_tokens, ledger.slm.decode_tokens = 5, 4
+    ledger.llm.prefill_tokens, ledger.llm.catchup_tokens, ledger.llm.decode_tokens = 5, 2, 1
+    ledger.router_calls = 4
+    tally = Tally(costs)
+    for problem in ("a", "b"):
+        tally.add(trace(problem, 0, True, [0, 0, 0, 1], ledger={**ledger.as_dict(), "seconds": 1.0}))
+    row = tally.row()
+    # What was written, as in the paper; and all that was computed.
+    assert row["total_cost"] == pytest.approx(3 * 1_000 + 1 * 10_000 + 4 * 7)
+    assert row["computed_cost"] == pytest.approx(9 * 1_000 + 8 * 10_000 + 4 * 7)
+
+
+def test_passes_and_discarded_tokens_are_per_token() -> None:
+    ledger = Ledger()
+    ledger.written = [3, 1]
+    ledger.llm.passes = ledger.llm.row_passes = 2
+    ledger.discarded_drafts, ledger.rolled_back_tokens = 1, 3
+    ledger.judged_drafts, ledger.accepted_drafts = 6, 3
+    tally = Tally(Costs(CARD, CARD))
+    tally.add(trace("a", 0, True, [0, 0, 0, 1], ledger={**ledger.as_dict(), "seconds": 1.0}))
+    row = tally.row()
+    assert (row["llm_passes_per_token"], row["discarded_per_token"], row["acceptance"]) == (0.5, 1.0, 0.5)
 
 
 def test_mean_over_tasks_counts_each_task_the_same() -> None:

@@ -43,7 +43,7 @@ def test_line_and_share_are_those_of_the_values(entropies):
     histogram = EntropyHistogram.of("sums", entropies)
     assert (entropies <= histogram.line).mean() == pytest.approx(0.8, abs=1e-3)
     assert histogram.low_share == (entropies < 0.01).mean()
-    assert f"{histogram.low_share:.1%} are under 0.01 nats" in histogram.summary
+    assert f"{100 * histogram.low_share:.1f} % are under 0.01 nats" in histogram.summary
 
 
 def test_panels_share_edges_and_sum_to_the_pool(entropies, parse):

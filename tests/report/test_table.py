@@ -48,3 +48,19 @@ def test_text_in_a_number_column_is_refused():
 def test_table_without_columns_is_refused():
     with pytest.raises(ReportError, match="no columns"):
         TableSection("T", [], ROWS).html("s")
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (1_171_968, "1.17 M"),
+        (37_728, "37.7 k"),
+        (999_900, "1 M"),
+        (0, "0"),
+        (0.25, "0.25"),
+        (5.6e9, "5.6 G"),
+        (math.nan, "–"),
+    ],
+)
+def test_large_numbers_are_shown_in_three_digits(number, shown):
+    assert Column("x", "x", "metric").show(number) == shown

@@ -24,7 +24,7 @@ def test_every_token_shows_writer_entropy_and_replaced_draft(show, make_trace):
     scale = parsed.data()["scales"]["entropy"]
     assert [a.get("style") for a, _ in spans][:3] == [None, "--e:0.02", f"--e:{0.5 / scale:.2f}"]
     assert (
-        parsed.find("p", "facts")[0][1] == "5 tokens, 1 by the LLM (20.0%), 1 of them unlike the SLM's draft"
+        parsed.find("p", "facts")[0][1] == "5 tokens, 1 by the LLM (20.0 %), 1 of them unlike the SLM's draft"
     )
 
 
@@ -98,7 +98,7 @@ def test_long_response_is_cut_and_says_so(show, make_trace):
     parsed = show(make_trace(), max_tokens=2)
     assert len(tokens_of(parsed)) == 2
     facts = [text for _, text in parsed.find("p", "facts")]
-    assert facts[0].startswith("5 tokens, 1 by the LLM (20.0%)") and facts[1] == "… 3 more tokens not shown"
+    assert facts[0].startswith("5 tokens, 1 by the LLM (20.0 %)") and facts[1] == "… 3 more tokens not shown"
 
 
 def test_each_response_is_one_tab_stop(show, make_trace):

@@ -4,9 +4,10 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.console import Console
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Costs
 from navtoken.evaluation.metrics import Row, Tally, average
+from navtoken.evaluation.paired import Paired
 from navtoken.generation import Cell, GenerateOptions, GenerationOptions, ModelOptions, generate
 from navtoken.policies import ThresholdPolicy
 from navtoken.trace import Key, read_provenance, read_traces
@@ -31,7 +33,8 @@ class EvaluateOptions:
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     """Problems, policies and sampling."""
     out: Path | None = None
-    """Folder that keeps the traces, where a later run with the same options goes on; None keeps nothing."""
+    """Folder that keeps the traces, where a later run with the same options goes on, and gets the page (index.html) and the
+    table (table.json); None keeps nothing and makes no page."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Table:
     rows: list[Row]
     """One per policy and task, and one per policy with task `mean` where there are several tasks."""
     provenance: dict[str, Any]
+    paired: Paired = field(default_factory=Paired)
+    """The same answers problem by problem, for differences between policies."""
+    keys: Mapping[Key, str] = field(default_factory=dict)
+    """Traces of the table, and the policy as it was asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON-serialisable: a number that was not computed is None."""
@@ -64,12 +71,15 @@ def evaluate_into(
     """`evaluate` with its traces in `folder`."""
     loaded = pair or options.models.load()
     cells = generate(GenerateOptions(options.models, options.generation, folder), loaded, console)
-    rows = _with_means(_rows(folder, cells, loaded))
-    return Table(rows, read_provenance(folder))
+    tallies = _tallies(folder, cells, loaded)
+    paired = _paired(cells, tallies)
+    rows = [_names(cell) | tally.row() for cell, tally in zip(cells, tallies, strict=True)]
+    keys = {key: cell.asked for cell in cells for key in cell.keys}
+    return Table(_with_recovery(_with_means(rows), paired), read_provenance(folder), paired, keys)
 
 
-def _rows(folder: Path, cells: Sequence[Cell], pair: ModelPair) -> list[Row]:
-    """One row per cell, in one pass over the folder, whatever else is in it."""
+def _tallies(folder: Path, cells: Sequence[Cell], pair: ModelPair) -> list[Tally]:
+    """One tally per cell, in one pass over the folder, whatever else is in it."""
     tallies = [Tally(Costs(pair.slm.card, pair.llm.card, cell.policy.router_parameters)) for cell in cells]
     counted_in: dict[Key, list[Tally]] = defaultdict(list)
     for cell, tally in zip(cells, tallies, strict=True):
@@ -78,7 +88,16 @@ def _rows(folder: Path, cells: Sequence[Cell], pair: ModelPair) -> list[Row]:
     for trace in read_traces(folder, columns=()):
         for tally in counted_in.get(trace.key, ()):
             tally.add(trace)
-    return [_names(cell) | tally.row() for cell, tally in zip(cells, tallies, strict=True)]
+    return tallies
+
+
+def _paired(cells: Sequence[Cell], tallies: Sequence[Tally]) -> Paired:
+    scores: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    shares: dict[str, list[float]] = defaultdict(list)
+    for cell, tally in zip(cells, tallies, strict=True):
+        scores[cell.asked][cell.task.name] = tally.scores
+        shares[cell.asked].append(tally.ledger.llm_share)
+    return Paired(dict(scores), {policy: fmean(own) for policy, own in shares.items()})
 
 
 def _names(cell: Cell) -> Row:
@@ -100,6 +119,15 @@ def _with_means(rows: list[Row]) -> list[Row]:
             ]
             out.append({"policy": policy, "task": MEAN, "threshold": None} | average(numbers))
     return out
+
+
+def _with_recovery(rows: list[Row], paired: Paired) -> list[Row]:
+    """The rows with the part of the gap between SLM and LLM that each policy makes up for, where both were run."""
+    found = [paired.recovered(row["policy"], None if row["task"] == MEAN else row["task"]) for row in rows]
+    return [
+        row | {"recovered": part.value, "recovered_se": part.error}
+        for row, part in zip(rows, found, strict=True)
+    ]
 
 
 def _number(value: Any) -> Any:

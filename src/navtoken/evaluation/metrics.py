@@ -3,8 +3,12 @@
 The standard error is over problems: samples of one problem are not independent, so each problem counts as one
 observation, its share of right responses (a cluster-robust error with equal clusters).
 
-Costs come from the ledgers of single responses, which do not depend on batching: bytes are those of a response
+Costs come from the ledgers of single responses, which do not depend on batching: bytes and passes are those of a response
 decoded alone. Tokens per second is the exception: it is the clock of the run, at its batch size and machine.
+
+The R2R paper's cost is parameters x tokens, of the tokens that each model wrote. Beside it stands the same sum over all tokens
+that each model computed, prompts, catch-up and discarded tokens included: what routing saves of the one it may not save of
+the other.
 """
 
 from collections import defaultdict
@@ -52,22 +56,39 @@ class Tally:
     def num_responses(self) -> int:
         return sum(map(len, self.correct.values()))
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """Per problem, the share of right responses."""
+        return {problem: fmean(verdicts) for problem, verdicts in self.correct.items()}
+
     def row(self) -> Row:
         """The table's fields. Fractions are from 0 to 1, lengths in tokens; NaN where nothing was counted."""
-        accuracy, error = mean_and_error([fmean(verdicts) for verdicts in self.correct.values()])
+        accuracy, error = mean_and_error(list(self.scores.values()))
+        activated = self.costs.average_activated_parameters(self.ledger)
         return {
             "accuracy": accuracy,
             "accuracy_se": error,
             "llm_share": self.ledger.llm_share if self.tokens else nan,
-            "average_activated_parameters": self.costs.average_activated_parameters(self.ledger),
+            "average_activated_parameters": activated,
+            "total_cost": _ratio(activated * sum(self.ledger.written), self.num_responses),
+            "computed_cost": _ratio(self._computed(), self.num_responses),
             "flops_per_token": _ratio(self.costs.flops(self.ledger), self.tokens),
             "bytes_per_token": _ratio(self.costs.bytes(self.ledger), self.tokens),
+            "llm_passes_per_token": self.ledger.llm_passes_per_token if self.tokens else nan,
+            "discarded_per_token": self.ledger.discarded_per_token if self.tokens else nan,
+            "acceptance": self.ledger.acceptance,
             "tokens_per_second": _ratio(self.tokens, self.seconds),
             "mean_length": _ratio(self.tokens, self.num_responses),
             "cut_share": _ratio(self.cut, self.num_responses),
             "num_problems": len(self.correct),
             "num_responses": self.num_responses,
         }
+
+    def _computed(self) -> float:
+        """Active parameters x tokens, over all tokens that went through each model, and the router's."""
+        slm, llm = self.ledger.slm.tokens, self.ledger.llm.tokens
+        models = slm * self.costs.slm.active_parameters + llm * self.costs.llm.active_parameters
+        return float(models + self.ledger.router_calls * self.costs.router_parameters)
 
 
 def average(rows: Iterable[Mapping[str, Any]]) -> Row:

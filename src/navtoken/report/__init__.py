@@ -5,6 +5,7 @@ Nothing here knows models, tasks or policies, so every stage can use it.
 """
 
 from navtoken.report.bars import BarsSection
+from navtoken.report.branches import BranchesSection, BranchRow
 from navtoken.report.cloud import CloudSection
 from navtoken.report.curves import Curve, CurvesSection
 from navtoken.report.figure import Figure, write_svg
@@ -16,10 +17,14 @@ from navtoken.report.pieces import Decode, byte_level_decode
 from navtoken.report.scatter import ScatterPoint, ScatterSection
 from navtoken.report.table import Column, TableSection
 from navtoken.report.token_table import TokenRow, TokenTableSection
+from navtoken.report.tokens import Branch, SentenceEnd
 from navtoken.report.traces import TracesSection
 
 __all__ = [
     "BarsSection",
+    "Branch",
+    "BranchRow",
+    "BranchesSection",
     "CloudSection",
     "Column",
     "Curve",
@@ -34,6 +39,7 @@ __all__ = [
     "ScatterPoint",
     "ScatterSection",
     "Section",
+    "SentenceEnd",
     "TableSection",
     "TextSection",
     "TokenRow",

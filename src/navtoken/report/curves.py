@@ -18,6 +18,7 @@ from navtoken.report.figure import (
     Figure,
     Scale,
     axes,
+    fine_log_ticks,
     label_lines,
     label_width,
     linear_ticks,
@@ -334,9 +335,5 @@ def _key(names: Sequence[str], end: float) -> tuple[Html, int]:
 
 def _log_places(x: Scale) -> list[float]:
     """Powers of ten, with 2 and 5 times them where there are few; 0 where the axis has it."""
-    powers = range(math.floor(math.log10(x.low)), math.ceil(math.log10(x.high)) + 1)
-    fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    ticks = log_ticks(x.low, x.high)
-    if len(ticks) < 4:
-        ticks = [tick for tick in fine if x.low * (1 - 1e-9) <= tick <= x.high * (1 + 1e-9)]
+    ticks = fine_log_ticks(x.low, x.high)
     return ticks if x.zero is None else [0.0, *ticks]

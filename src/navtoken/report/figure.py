@@ -144,6 +144,16 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [10.0**power for power in range(first, last + 1)]
 
 
+def fine_log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in [low, high], with 2 and 5 times them where there are few."""
+    ticks = log_ticks(low, high)
+    if len(ticks) >= 4:
+        return ticks
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [tick for tick in fine if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+
+
 def nice_range(low: float, high: float) -> tuple[float, float]:
     """Round ends around [low, high]; 0 is one of them where it is near."""
     if 0 < low < 0.6 * high:

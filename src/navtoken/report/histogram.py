@@ -23,7 +23,7 @@ from navtoken.report.figure import (
     nice_step,
     text,
 )
-from navtoken.report.markup import Html, ReportError, each, element, escape
+from navtoken.report.markup import Html, ReportError, each, element, escape, percent
 from navtoken.report.table import folded_table
 
 _FLOOR = 0.6
@@ -102,9 +102,9 @@ class EntropyHistogram:
     def summary(self) -> str:
         """The histogram in words."""
         words = (
-            f"{self.total:,} tokens. {self.fraction:.0%} have an entropy of at most {self.line:.3f} nats (dashed line); "
-            f"the {1 - self.fraction:.0%} to its right are the forking tokens. "
-            f"{self.low_share:.1%} are under {self.low:g} nats."
+            f"{self.total:,} tokens. {percent(self.fraction)} have an entropy of at most {self.line:.3f} nats (dashed line); "
+            f"the {percent(1 - self.fraction)} to its right are the forking tokens. "
+            f"{percent(self.low_share, 1)} are under {self.low:g} nats."
         )
         return words + (f" {self.missing:,} more have no entropy recorded." if self.missing else "")
 
@@ -156,7 +156,7 @@ class EntropyHistogram:
         at = x(self.line)
         roomy = x.end - at > 150
         label = text(
-            f"{self.fraction:.0%} line: {self.line:.2f} nats",
+            f"{percent(self.fraction)} line: {self.line:.2f} nats",
             at + (6 if roomy else -6),
             y.end + 13,
             "mark",

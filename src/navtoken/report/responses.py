@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from navtoken.report.markup import Html, each, element, escape
+from navtoken.report.markup import Html, each, element, escape, percent
 from navtoken.report.pieces import Segment, visible
 from navtoken.report.shading import Shading
-from navtoken.report.tokens import LLM, TokenView
+from navtoken.report.tokens import CLASSES, LLM, TokenView
 
 _BADGES = {"right": "✓ right", "wrong": "✗ wrong", "unjudged": "not judged"}
 _ENDINGS = {"length": "cut at the length limit", "abort": "aborted"}
+_COUNTED = ("neutral", "divergent", "invalid")
+"""Labels that a response's heading counts; the rest are identical, or have none."""
 _LEAVES = "Up to here this response is the same as a right one to this problem; from here on it is unlike all of them."
 
 
@@ -101,12 +103,15 @@ def _facts(v: TokenView) -> str:
     total, llm = len(writers), sum(writer == LLM for writer in writers)
     facts = [f"{total:,} tokens"]
     if 0 < llm < total:
-        facts.append(f"{llm:,} by the LLM ({llm / total:.1%})")
+        facts.append(f"{llm:,} by the LLM ({percent(llm / total, 1)})")
     changed = sum(
         draft is not None and writer == LLM for draft, writer in zip(v.drafts, v.writer, strict=True)
     )
     if changed:
         facts.append(f"{changed:,} of them unlike the SLM's draft")
+    labels = [int(label) for label in v.trace.columns.get("label", ())]
+    counts = {name: labels.count(CLASSES["label"].index(name)) for name in _COUNTED}
+    facts += [f"{count:,} {name}" for name, count in counts.items() if count]
     if v.trace.finish_reason in _ENDINGS:
         facts.append(_ENDINGS[v.trace.finish_reason])
     return ", ".join(facts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from navtoken.report.markup import ReportError
-from navtoken.report.tokens import CLASSES, COLUMN_NAMES, TokenView
+from navtoken.report.tokens import CLASSES, COLUMN_NAMES, VOID, TokenView
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shading:
     def strongest(self) -> str:
         """What the strongest shade means, and what is shaded."""
         if self.name in CLASSES:
-            return f"{CLASSES[self.name][-1]}: {self.label}"
+            return f"{CLASSES[self.name][int(self.scale)]}: {self.label}"
         return f"0: {self.label}" if self.inverted else f"{self.scale:g} or more: {self.label}"
 
     @property
@@ -52,20 +52,22 @@ class Shading:
         """What it takes to stand out."""
         if self.line is None:
             return ""
+        if self.name == "label":
+            return f"{CLASSES[self.name][int(self.line)]} tokens"
         side = "at most" if self.inverted else "at least"
         forking = "forking tokens: " if self.name.startswith("entropy") else ""
         return f"{forking}{self.label} of {side} {self.line:.3g}"
 
     def strength(self, value: float) -> float:
         """0 to 1; NaN is 0."""
-        if math.isnan(value):
+        if math.isnan(value) or value == VOID.get(self.name):
             return 0.0
         size = min(1.0, abs(value) / self.scale)
         return 1.0 - size if self.inverted else size
 
     def stands_out(self, value: float) -> bool:
         """Is the value on the far side of the line?"""
-        if self.line is None or math.isnan(value):
+        if self.line is None or math.isnan(value) or value == VOID.get(self.name):
             return False
         return value <= self.line if self.inverted else value >= self.line
 
@@ -108,7 +110,7 @@ def _scale(name: str, views: Sequence[TokenView]) -> float | None:
     if not values.size:
         return None
     if name in CLASSES:
-        return float(len(CLASSES[name]) - 1)
+        return float(len(CLASSES[name]) - 1 - (name in VOID))
     if name.startswith(("p_", "margin")):
         return 1.0
     return round(max(1.0, float(np.quantile(values, 0.98))), 2)

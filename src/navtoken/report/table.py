@@ -22,8 +22,9 @@ class Column:
     """Key in the rows; a row without it, or with None or NaN, shows a dash."""
     label: str
     """Heading, with the unit."""
-    kind: Literal["text", "code", "number", "percent", "count"] = "number"
-    """`percent` takes fractions (0.13 is shown as 13.0), `count` groups thousands, `code` is for names and tokens."""
+    kind: Literal["text", "code", "number", "percent", "count", "metric"] = "number"
+    """`percent` takes fractions (0.13 is shown as 13.0), `count` groups thousands, `metric` shows three digits (1.17 M), `code`
+    is for names and tokens."""
     digits: int = 1
     """Decimals of `number` and `percent`."""
     error: str | None = None
@@ -47,6 +48,8 @@ class Column:
             number = float(value)
         except (TypeError, ValueError):
             raise ReportError(f"column '{self.key}' holds {value!r}: give a number or kind='text'") from None
+        if self.kind == "metric":
+            return _metric(number)
         if self.kind == "count":
             return f"{round(number):,}" if math.isfinite(number) else str(number)
         return f"{number * (100 if self.kind == 'percent' else 1):,.{self.digits}f}"
@@ -121,6 +124,16 @@ class TableSection:
             return text
         error = column.show(row.get(column.error))
         return text + ("" if error == MISSING else element("span", f" ± {escape(error)}", class_="se"))
+
+
+def _metric(number: float) -> str:
+    """Three digits and a prefix: 1.17 M."""
+    if not math.isfinite(number):
+        return str(number)
+    # By the rounded number: 999,900 is 1 M.
+    size = abs(float(f"{number:.3g}"))
+    power = min(4, int(math.log10(size) // 3)) if size >= 1 else 0
+    return f"{number / 1000**power:.3g}" + ("", " k", " M", " G", " T")[power]
 
 
 def folded_table(summary: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from navtoken.report.markup import Html, ReportError, each, element, escape
+from navtoken.report.markup import Html, ReportError, each, element, escape, percent
 from navtoken.report.pieces import token_text, visible
 
 Context = tuple[str, str, str]
@@ -25,6 +25,8 @@ class TokenRow:
     """What the rows are ranked by; NaN shows a dash."""
     contexts: Sequence[Context] = ()
     """Places where it was seen; the first one is shown at once, the others when unfolded."""
+    error: float = math.nan
+    """Standard error of the value; NaN shows none."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class TokenTableSection:
     def _row(self, row: TokenRow, top: float, seen: bool) -> Html:
         share = abs(row.value) / top if math.isfinite(row.value) else 0.0
         bar = element("i", style=f"--v:{share:.3f}", class_="size", aria_hidden="true")
-        value = element("span", escape(self._shown(row.value)))
+        error = f" ± {self._shown(row.error)}" if math.isfinite(row.error) else ""
+        value = element("span", escape(self._shown(row.value) + error))
         cells = [
             element("th", element("code", escape(token_text(row.token))), scope="row", role="rowheader"),
             element("td", bar, value, class_="value", role="cell", data_value=row.value),
@@ -101,7 +104,7 @@ class TokenTableSection:
         if not math.isfinite(value):
             return "–"
         if self.percent:
-            return f"{100 * value:.1f} %"
+            return percent(value, 1)
         if value and abs(value) < 0.01:
             return np.format_float_positional(value, precision=2, fractional=False, trim="-")
         return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}" if value else "0"

@@ -4,15 +4,15 @@ The engine records what it has; every column is optional, and NaN (numbers) or -
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from navtoken.report.markup import ReportError
-from navtoken.report.pieces import Pieces
+from navtoken.report.pieces import Pieces, visible
 from navtoken.trace import Trace
 
 SLM, LLM = 0, 1
@@ -30,8 +30,28 @@ COLUMN_NAMES = {
 }
 """Words for the columns that are known; others go by their own name."""
 
-CLASSES = {"label": ["identical", "neutral", "divergent"], "differs": ["no", "yes"]}
+CLASSES = {"label": ["identical", "neutral", "divergent", "invalid"], "differs": ["no", "yes"]}
 """Words for the values of columns that hold a class."""
+VOID = {"label": 3}
+"""Of these, values that say nothing of the token: no shade shows them."""
+MOST_IN_BRANCH = 64
+"""Tokens shown of either continuation."""
+
+SentenceEnd = Callable[[Trace, int], int]
+"""A trace and a place in its response -> the place after the last token of the writer's own sentence there."""
+
+
+class Branch(NamedTuple):
+    """A place where the SLM's token is another than the LLM's: how either goes on, spelled out on one line."""
+
+    llm: str
+    """The LLM's token."""
+    llm_rest: str
+    """Its sentence after that."""
+    slm: str
+    """The SLM's token."""
+    slm_rest: str
+    """How the LLM goes on from that one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,8 @@ class TokenView:
     """The SLM's draft where the LLM wrote something else."""
     alternatives: list[list[tuple[str, float, bool, bool]]]
     """Text, probability, is it the token written, is it the draft; by the model that wrote the token; likeliest first."""
+    branches: dict[int, Branch]
+    """Both continuations, by position, where there are any."""
 
     @property
     def shades(self) -> dict[str, list[float]]:
@@ -72,7 +94,9 @@ class TokenView:
         return len(self.trace.response_ids)
 
 
-def view(trace: Trace, pieces: Pieces, limit: int, num_alternatives: int) -> TokenView:
+def view(
+    trace: Trace, pieces: Pieces, limit: int, num_alternatives: int, sentence_end: SentenceEnd | None = None
+) -> TokenView:
     """Gather the first `limit` tokens of `trace`. Raises `ReportError` where a column has another length."""
     ids = [int(token) for token in trace.response_ids]
     columns = dict(trace.columns)
@@ -104,7 +128,50 @@ def view(trace: Trace, pieces: Pieces, limit: int, num_alternatives: int) -> Tok
             )
             for index in range(len(ids[cut]))
         ],
+        branches=_branches(trace, pieces, limit, sentence_end),
     )
+
+
+def branch_at(
+    trace: Trace, position: int, pieces: Pieces, sentence_end: SentenceEnd | None = None
+) -> Branch | None:
+    """Both continuations at a place of a labelled response; None where there is no SLM's branch.
+
+    Without `sentence_end` the LLM's own is shown as long as the branch.
+    """
+    recorded = trace.columns.get("continuation_ids")
+    slm = [] if recorded is None else [int(token) for token in recorded[position] if int(token) >= 0]
+    if not slm:
+        return None
+    end = position + len(slm) if sentence_end is None else sentence_end(trace, position)
+    llm = [int(token) for token in trace.response_ids[position : max(end, position + 1)]]
+    before = [*trace.prompt_ids[-1:], *trace.response_ids[:position]]
+    previous = int(before[-1]) if before else None
+    return Branch(*_spelled(previous, llm, pieces), *_spelled(previous, slm, pieces))
+
+
+def _branches(
+    trace: Trace, pieces: Pieces, limit: int, sentence_end: SentenceEnd | None
+) -> dict[int, Branch]:
+    if trace.columns.get("continuation_ids") is None:
+        return {}
+    found = (
+        (index, branch_at(trace, index, pieces, sentence_end))
+        for index in range(min(limit, len(trace.response_ids)))
+    )
+    return {index: branch for index, branch in found if branch is not None}
+
+
+def _spelled(previous: int | None, ids: Sequence[int], pieces: Pieces) -> tuple[str, str]:
+    """The first of some tokens, and the others, on one line."""
+    shown = ids[:MOST_IN_BRANCH]
+    first, *rest = (pieces.text(*pair) for pair in zip([previous, *shown], shown, strict=False))
+    more = " …" if len(ids) > len(shown) else ""
+    return _one_line(first) or f"⟨{ids[0]}⟩", _one_line("".join(rest)) + more
+
+
+def _one_line(text: str) -> str:
+    return "".join(segment.shown for segment in visible(text))
 
 
 def _check_lengths(trace: Trace, columns: Mapping[str, Any]) -> None:
@@ -121,7 +188,7 @@ def _numbers(columns: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
     """Columns of one number per token in which something was computed."""
     kept = {}
     for name, values in columns.items():
-        if values is None or name == "draft_ids" or name.startswith("top_"):
+        if values is None or name == "draft_ids" or name.startswith(("top_", "argmax_")):
             continue
         array = np.asarray(values)
         if array.ndim != 1 or array.dtype.kind not in "bfiu":

@@ -12,7 +12,7 @@ from navtoken.report.markup import Html, ReportError, each, element, escape, jso
 from navtoken.report.pieces import Decode, Pieces
 from navtoken.report.responses import problems
 from navtoken.report.shading import Shading, chosen, offered, shadings
-from navtoken.report.tokens import CLASSES, TokenView, view
+from navtoken.report.tokens import CLASSES, LLM, VOID, SentenceEnd, TokenView, view
 from navtoken.trace import Trace
 
 
@@ -36,22 +36,26 @@ class TracesSection:
     """Column that the text is shaded by at first; "entropy" is the SLM's where it drafted, else the LLM's."""
     lines: Mapping[str, float] = field(default_factory=dict)
     """By column, the value from which on a token stands out (for margins: down from which), such as the percentile line."""
+    sentence_end: SentenceEnd | None = None
+    """Where the LLM's own sentence ends, of labelled responses; None shows as much of it as of the SLM's branch."""
 
     def html(self, anchor: str) -> Html:
         if not self.traces:
             raise ReportError(f"'{self.title}' has no traces to show; leave the section out or give it some")
         pieces = Pieces(self.decode)
         views = [
-            view(trace, pieces, self.max_tokens, self.num_alternatives) for trace in _by_problem(self.traces)
+            view(trace, pieces, self.max_tokens, self.num_alternatives, self.sentence_end)
+            for trace in _by_problem(self.traces)
         ]
         known = shadings(views, self.lines)
         shading = chosen(known, self.shade)
         one_writer = len({writer for v in views for writer in v.writer}) < 2
+        reads_along = one_writer and any(_struck(v) for v in views)
         blocks = problems(views, shading)
         parts = [
             element("p", escape(self.caption)) if self.caption else "",
-            _legend(shading, one_writer, departs='class="leaves"' in blocks),
-            _controls(anchor, views, offered(known), shading, one_writer),
+            _legend(shading, one_writer, reads_along, departs='class="leaves"' in blocks),
+            _controls(anchor, views, offered(known), shading, one_writer, reads_along),
             element("div", blocks, class_="problems"),
             json_script(self._data(views, known), f"{anchor}-data"),
         ]
@@ -77,6 +81,8 @@ class TracesSection:
                 "tokens": [index(text) for text in v.shown],
                 "drafts": [-1 if draft is None else index(draft) for draft in v.drafts],
                 "drafted": [int(each) for each in v.drafted],
+                "labelled": int("label" in v.columns),
+                "branches": {str(index): list(branch) for index, branch in v.branches.items()},
                 "columns": {name: [_short(x) for x in values] for name, values in v.shades.items()},
                 "alternatives": [
                     [[index(text), _short(p), int(written), int(draft)] for text, p, written, draft in token]
@@ -93,6 +99,7 @@ class TracesSection:
             "words": {name: [s.weakest, s.strongest, s.line_words] for name, s in known.items()},
             "names": {name: shading.label for name, shading in known.items()},
             "classes": CLASSES,
+            "voids": VOID,
             "responses": responses,
         }
 
@@ -104,11 +111,16 @@ def _by_problem(traces: Sequence[Trace]) -> list[Trace]:
     return [trace for group in order.values() for trace in group]
 
 
+def _struck(v: TokenView) -> bool:
+    """Does the response show drafts that the SLM would have written?"""
+    return any(draft is not None and writer == LLM for draft, writer in zip(v.drafts, v.writer, strict=True))
+
+
 def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _legend(shading: Shading | None, one_writer: bool, departs: bool) -> Html:
+def _legend(shading: Shading | None, one_writer: bool, reads_along: bool, departs: bool) -> Html:
     """What the marks mean; the script rewrites the words for the shade when another one is chosen."""
     replaced = element("del", "draft", class_="draft")
     items = [] if shading is None else _shade_items(shading)
@@ -116,6 +128,8 @@ def _legend(shading: Shading | None, one_writer: bool, departs: bool) -> Html:
         items.append(element("li", element("span", "plain", class_="t slm"), " written by the SLM"))
         llm = element("span", replaced, "bold", class_="t llm")
         items.append(element("li", llm, " written by the LLM, in place of the SLM's struck-out draft"))
+    if reads_along:
+        items.append(element("li", replaced, "token: the SLM would have written what is struck out"))
     if departs:
         mark = element("span", "departs here", class_="leaves")
         items.append(element("li", mark, " a wrong response is unlike every right one shown from here on"))
@@ -145,6 +159,7 @@ def _controls(
     shades: Sequence[Shading],
     first: Shading | None,
     one_writer: bool,
+    reads_along: bool,
 ) -> Html:
     """Filters; hidden until the script that works them runs."""
     policies = list(dict.fromkeys(v.trace.policy for v in views))
@@ -174,8 +189,8 @@ def _controls(
         element(
             "label",
             element("input", type="checkbox", name="drafts", checked=True),
-            "replaced drafts",
-            hidden=one_writer,
+            "the SLM's drafts" if reads_along else "replaced drafts",
+            hidden=one_writer and not reads_along,
         ),
         element("output", class_="shown", aria_live="polite"),
     ]

@@ -14,13 +14,19 @@
   document.body.append(card);
 
   const percent = (p) => (p >= 0.001 ? (100 * p).toFixed(1) : "<0.1") + " %";
-  const number = (x) => (Number.isInteger(x) ? String(x) : x.toFixed(3));
+  const number = (x) => (Number.isInteger(x) ? String(x) : x.toFixed(3).replace(/^-(0\.0+)$/, "$1"));
   const tokensOf = (box) => [...box.querySelectorAll(":scope > .t")];
 
   function why(response, index, text) {
     const draft = response.drafts[index];
-    const entropy = response.columns.entropy ? response.columns.entropy[index] : null;
+    const entropies = response.labelled ? response.columns.entropy_slm : response.columns.entropy;
+    const entropy = entropies ? entropies[index] : null;
     const unsure = entropy === null || entropy === undefined ? "" : ` at an entropy of ${entropy.toFixed(2)} nats`;
+    if (response.labelled && response.drafted[index]) {
+      return draft >= 0
+        ? `The SLM, reading along, would have written “${text(draft)}”${unsure}; the LLM wrote “${text(response.tokens[index])}”.`
+        : `The SLM, reading along, would have written the same token${unsure}.`;
+    }
     if (response.writer[index] === 0) return `Written by the SLM${unsure}.`;
     if (draft >= 0) return `The SLM drafted “${text(draft)}”${unsure}; policy ${response.policy} handed the token to the LLM, which wrote “${text(response.tokens[index])}”.`;
     if (response.drafted[index])
@@ -46,6 +52,18 @@
     return table;
   }
 
+  function branches([llm, llmRest, slm, slmRest]) {
+    const pair = make("div", "branch-pair");
+    for (const [who, name, token, rest] of [["llm", "LLM", llm, llmRest], ["slm", "from the SLM's token", slm, slmRest]]) {
+      const side = make("div", who);
+      const line = make("p", "context");
+      line.append(make("mark", "", token), rest);
+      side.append(make("h6", "", name), line);
+      pair.append(side);
+    }
+    return pair;
+  }
+
   function fill(data, response, index) {
     const text = (at) => data.texts[at];
     const llm = response.writer[index] === 1;
@@ -58,7 +76,15 @@
     }
     facts.append(make("dt", "", "position"), make("dd", "", `${index + 1} of ${response.num}`));
     const rows = response.alternatives[index];
-    card.replaceChildren(head, make("p", "", why(response, index, text)), ...(rows.length ? [alternatives(rows, text, llm ? "LLM" : "SLM")] : []), facts);
+    const branch = response.branches[index];
+    card.classList.toggle("wide", Boolean(branch));
+    card.replaceChildren(
+      head,
+      make("p", "", why(response, index, text)),
+      ...(branch ? [branches(branch)] : []),
+      ...(rows.length ? [alternatives(rows, text, llm ? "LLM" : "SLM")] : []),
+      facts,
+    );
   }
 
   function place(token) {
@@ -140,13 +166,13 @@
       viewer.classList.toggle("no-drafts", !form.elements.drafts.checked);
     };
     const strength = (name, value) => {
-      if (value === null || value === undefined) return 0;
+      if (value === null || value === undefined || value === data.voids[name]) return 0;
       const size = Math.min(1, Math.abs(value) / data.scales[name]);
       return data.inverted.includes(name) ? 1 - size : size;
     };
     const standsOut = (name, value) => {
       const line = data.lines[name];
-      if (line === undefined || value === null || value === undefined) return false;
+      if (line === undefined || value === null || value === undefined || value === data.voids[name]) return false;
       return data.inverted.includes(name) ? value <= line : value >= line;
     };
     const strip = (response, name, values) => {
