@@ -1,0 +1,246 @@
+"""`navtoken train-router` as a person runs it: a router that routes, a page, errors in one line, and going on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelled_traces import labels
+from navtoken.checkpoints import ModelPair, load_pair
+from navtoken.cli import main
+from navtoken.commands import train_router
+from navtoken.engine import Engine
+from navtoken.generation import fingerprints
+from navtoken.policies import make_policy
+from navtoken.provenance import provenance
+from navtoken.router import load_router
+from navtoken.router_training import training
+from navtoken.router_training.splits import part_of
+from navtoken.trace import TraceWriter
+from small_runs import saved_pair
+from small_traces import small_trace
+from tiny_models import prompts
+
+Capture = pytest.CaptureFixture[str]
+SMALL = [
+    *("--epochs", "3", "--batch-size", "128", "--width", "16", "--depth", "1", "--resamples", "20"),
+    *("--share", "0.3", "--default-share", "0.3", "--recall", "0.9", "--temperature", "0"),
+    *("--max-tokens", "8", "--calibration-num", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    return load_pair(*saved_pair(tmp_path_factory.mktemp("pair")))
+
+
+@pytest.fixture(scope="module")
+def models(pair: ModelPair) -> list[str]:
+    return ["--slm", pair.slm.reference, "--llm", pair.llm.reference]
+
+
+@pytest.fixture(scope="module")
+def folders(pair: ModelPair, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    top = tmp_path_factory.mktemp("labels")
+    return [
+        str(labels(top / draft, num=60, draft=draft, fingerprints=fingerprints(pair)))
+        for draft in ("greedy", "sampled")
+    ]
+
+
+def run(args: list[str], capsys: Capture) -> dict[str, Any]:
+    assert main(["train-router", *args, "--json"]) == 0
+    result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return result
+
+
+def refused(args: list[str], capsys: Capture) -> str:
+    assert main(["train-router", *args]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
+def test_labels_become_a_router_that_routes(
+    pair: ModelPair, models: list[str], folders: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "router"
+    result = run([*folders, *models, *SMALL, "--share", "0.1", "--out", str(out)], capsys)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "index.html",
+        "report.json",
+        "router.json",
+        "router.safetensors",
+        "training",
+    ]
+    # The copies of the labels go once they are learnt.
+    assert sorted(path.name for path in (out / "training").iterdir()) == ["routed.json", "state.safetensors"]
+    assert result["modes"] == ["greedy", "sampled T=1"] and result["tasks"] == ["countdown", "knights"]
+    names = [part["name"] for part in result["test"]]
+    assert names == ["all", "countdown", "knights", "greedy", "sampled T=1"]
+    assert sum(result["counts"][part]["problems"] for part in ("train", "validation", "test")) == 60
+    asked = [(each["task"], each["share"], each["recall"]) for each in result["thresholds"]]
+    assert ("all", 0.3, None) in asked and ("knights", 0.1, None) in asked and ("all", None, 0.9) in asked
+    saved = json.loads((out / "report.json").read_text())
+    assert saved == {name: value for name, value in result.items() if name != "page"}
+    card = load_router(out).card
+    assert card.pair.fingerprints == fingerprints(pair)
+    assert card.report["test"]["all"]["pr"] == result["test"][0]["router"]["pr"]["value"]
+    assert card.provenance["sources"][folders[1]]["arguments"]["draft"] == "sampled"
+    # The stored default threshold is what routes, and gives the share that the card says.
+    (default,) = [each for each in card.thresholds if (each.task, each.share) == ("all", 0.3)]
+    policy = make_policy(f"router:{out}")
+    assert policy.threshold == card.default_threshold == default.threshold  # type: ignore[attr-defined]
+    engine = Engine(pair, policy)
+    for prompt in prompts(3):
+        engine.add(prompt, max_tokens=10)
+    for _ in engine.run():
+        pass
+    assert engine.costs.router_parameters == result["parameters"] > 0
+    page = (out / "index.html").read_text()
+    assert (
+        "Thresholds stored with the router" in page and "http" not in page.split("<body>")[1].split("href")[0]
+    )
+
+
+def test_run_again_nothing_is_trained_nor_routed(
+    models: list[str],
+    folders: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = [*folders[:1], *models, *SMALL, "--out", str(tmp_path)]
+    first = run(args, capsys)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("this was done before")
+
+    monkeypatch.setattr(training._Loop, "run", never)
+    monkeypatch.setattr(Engine, "add", never)
+    again = run(args, capsys)
+    for result in (first, again):
+        del result["provenance"]
+    assert again == first
+    # Other shares need other runs, but no training.
+    monkeypatch.undo()
+    monkeypatch.setattr(training._Loop, "run", never)
+    more = run([*args, "--share", "0.5"], capsys)
+    assert more["weights"] == first["weights"]
+    assert {each["share"] for each in more["thresholds"]} == {0.3, 0.5, None}
+
+
+def test_interrupted_it_goes_on(
+    models: list[str],
+    folders: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = [*folders[:1], *models, *SMALL]
+    whole = run([*args, "--out", str(tmp_path / "whole")], capsys)
+    passed = []
+
+    def until_second(loop: Any, progress: Any, stepped: Any) -> Any:
+        if len(passed) == 1:
+            raise KeyboardInterrupt
+        passed.append(1)
+        return run_epoch(loop, progress, stepped)
+
+    run_epoch = training._Loop.run
+    monkeypatch.setattr(training._Loop, "run", until_second)
+    assert main(["train-router", *args, "--out", str(tmp_path / "parts")]) == 130
+    assert not (tmp_path / "parts" / "router.json").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(training._Loop, "run", run_epoch)
+    parts = run([*args, "--out", str(tmp_path / "parts")], capsys)
+    assert parts["weights"] == whole["weights"] and parts["thresholds"] == whole["thresholds"]
+
+
+def test_inputs_and_target_are_chosen(
+    models: list[str], folders: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    chosen = ["--inputs", "hidden, logits", "--num-logits", "5", "--target", "different"]
+    result = run([*folders[:1], *models, *SMALL, *chosen, "--out", str(tmp_path)], capsys)
+    assert result["shape"]["inputs"] == ["logits", "hidden"] and result["shape"]["top_k"] == 5
+    assert result["target"] == "different"
+    test = result["counts"]["test"]
+    different = (test["neutral"] + test["divergent"]) / sum(
+        test[name] for name in ("identical", "neutral", "divergent")
+    )
+    assert result["test"][0]["share"]["value"] == pytest.approx(different)
+
+
+def test_a_query_router(pair: ModelPair, models: list[str], tmp_path: Path, capsys: Capture) -> None:
+    with TraceWriter(tmp_path / "traces", provenance(fingerprints(pair))) as writer:
+        for number, ids in enumerate(prompts(80, seed=4)):
+            for policy in ("slm", "llm"):
+                correct = policy == "llm" or number % 3 > 0
+                trace = small_trace([5, 6], policy=policy, correct=correct, problem_id=f"p{number}")
+                trace.prompt_ids = ids
+                writer.write(trace)
+    out = tmp_path / "query"
+    args = ["--kind", "query", "--traces", str(tmp_path / "traces"), *models, *SMALL, "--out", str(out)]
+    result = run(args, capsys)
+    assert result["kind"] == "query" and result["shape"]["inputs"] == ["hidden"]
+    assert (
+        result["num_labels"] == 80 and result["test"][0]["num_tokens"] == result["counts"]["test"]["problems"]
+    )
+    policy = make_policy(f"query:{out},share=0.3")
+    assert policy.stored("all", {"temperature": 0.0}) is not None  # type: ignore[attr-defined]
+    assert "prompts that need the LLM" in (out / "index.html").read_text()
+
+
+def test_what_cannot_work_is_said_in_one_line(
+    models: list[str], folders: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    out = ["--out", str(tmp_path)]
+    assert "give LABELS" in refused(out, capsys)
+    assert "kind query needs --traces" in refused([*out, "--kind", "query"], capsys)
+    assert "--traces is for kind query" in refused([*out, *folders, "--traces", folders[0]], capsys)
+    assert "no traces at" in refused([*out, str(tmp_path / "nothing")], capsys)
+    assert "default_share is 0.2, which is no share asked for" in refused(
+        [*out, *folders, "--share", "0.1"], capsys
+    )
+    assert "the labels hold 12" in refused([*out, *folders, *models, "--num-logits", "50"], capsys)
+    assert "no input 'nonsense'" in refused([*out, *folders, *models, "--inputs", "nonsense"], capsys)
+    # The embedded pair is another than the labels are of.
+    assert "the labels were made with another slm" in refused([*out, *folders], capsys)
+
+
+def test_an_official_checkpoint_is_imported_and_tested(
+    pair: ModelPair,
+    models: list[str],
+    folders: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from navtoken.router import RouterNetwork
+
+    def imported(path: Path, slm: Any, names: Any, record: Any) -> Any:
+        assert path == tmp_path / "default.pt" and slm.reference == pair.slm.reference
+        shape = train_router.NetworkOptions(width=16, depth=1).shape(pair, "token", 12)
+        card = train_router.RouterCard("token", names, shape, default_threshold=0.7, provenance=record)
+        return RouterNetwork(shape).eval(), card
+
+    monkeypatch.setattr(train_router, "import_official", imported)
+    official = ["--import-official", str(tmp_path / "default.pt"), *models]
+    bare = run([*official, "--out", str(tmp_path / "bare")], capsys)
+    assert bare["default_threshold"] == load_router(tmp_path / "bare").card.default_threshold == 0.7
+    tested = run([*official, *folders[:1], *SMALL, "--out", str(tmp_path / "tested")], capsys)
+    assert tested["history"] == [] and tested["best_epoch"] == 0
+    assert len(tested["thresholds"]) == 4 and tested["default_threshold"] != 0.7
+
+
+def test_problems_of_the_three_parts_do_not_meet(
+    models: list[str], folders: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    result = run([*folders[:1], *models, *SMALL, "--out", str(tmp_path)], capsys)
+    parts = [part_of(f"p{number}") for number in range(60)]
+    for part in ("train", "validation", "test"):
+        assert result["counts"][part]["problems"] == parts.count(part)
+    # Thresholds come from at most 4 validation problems per task.
+    (of_all, *_) = [each for each in result["thresholds"] if each["task"] == "all"]
+    assert of_all["num_problems"] <= min(8, parts.count("validation"))
