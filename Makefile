@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
 
-.PHONY: demo test test-slow check bench pair clean
+.PHONY: demo test test-slow check bench pair router clean
 
 demo: $(STAMPS)/run
 	$(BIN)/navtoken demo $(ARGS)
@@ -31,6 +31,17 @@ bench: $(STAMPS)/run
 # Data, tokenizer and weights of the embedded pair, from a seed; resumes where an interrupted run stopped.
 pair: $(STAMPS)/run
 	$(BIN)/python -m navtoken.embedded $(ARGS)
+
+# Labels, and from them the embedded pair's routers with their thresholds; resumes where an interrupted run stopped.
+router: $(STAMPS)/run
+	$(BIN)/navtoken label --num 1500 --out build/labels/greedy
+	$(BIN)/navtoken label build/labels/greedy/responses --draft sampled --out build/labels/sampled
+	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num 150 \
+		--share 0.1 --share 0.13 --share 0.15 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
+	$(BIN)/navtoken generate --split train --policy slm --num 1500 --out build/labels/slm
+	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses --out build/query_router
+	install -D -m 644 -t src/navtoken/embedded/router build/router/router.json build/router/router.safetensors
+	install -D -m 644 -t src/navtoken/embedded/query_router build/query_router/router.json build/query_router/router.safetensors
 
 # torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
 $(STAMPS)/torch: constraints.txt

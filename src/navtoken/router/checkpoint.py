@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from navtoken.router.network import RouterNetwork
 from navtoken.router.shape import RouterShape, ShapeError
@@ -172,7 +172,8 @@ def save_router(folder: Path, network: RouterNetwork, card: RouterCard) -> Route
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     weights, described = folder / f".{WEIGHTS}.tmp", folder / f".{CARD}.tmp"
-    save_file(tensors, weights)
+    # Not `save_file`, whose files nobody else may read.
+    weights.write_bytes(save(tensors))
     card = replace(card, weights=_sha256(weights))
     described.write_text(json.dumps(card.as_json(), indent=1, default=str) + "\n")
     os.replace(weights, folder / WEIGHTS)
