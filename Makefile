@@ -39,7 +39,8 @@ router: $(STAMPS)/run
 	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num 150 \
 		--share 0.1 --share 0.13 --share 0.15 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
 	$(BIN)/navtoken generate --split train --policy slm --num 1500 --out build/labels/slm
-	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses --out build/query_router
+	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses \
+		--temperature 0 --calibration-num 150 --share 0.1 --share 0.2 --share 0.4 --out build/query_router
 	install -D -m 644 -t src/navtoken/embedded/router build/router/router.json build/router/router.safetensors
 	install -D -m 644 -t src/navtoken/embedded/query_router build/query_router/router.json build/query_router/router.safetensors
 
