@@ -59,15 +59,17 @@ def labels(
     draft: str = "greedy",
     fingerprints: dict[str, str] | None = None,
     tasks: tuple[str, ...] = ("countdown", "knights"),
+    split: str | None = "train",
+    first: int = 0,
     **changes: Any,
 ) -> Path:
-    """A folder of labelled responses to problems p0, p1, ..., tasks in turn."""
-    arguments: dict[str, Any] = {"draft": draft}
+    """A folder of labelled responses to problems p0, p1, ... or those from `first` on, tasks in turn."""
+    arguments: dict[str, Any] = {"draft": draft, "split": split}
     if draft == "sampled":
         arguments |= {"temperature": 1.0}
     record = provenance(fingerprints or FINGERPRINTS, **arguments)
     with TraceWriter(folder, record, shard_rows=16) as writer:
-        for problem in range(num):
+        for problem in range(first, first + num):
             seed = 0 if draft == "greedy" else 1
             writer.write(labelled_trace(problem, seed, task=tasks[problem % len(tasks)], **changes))
     return folder

@@ -16,13 +16,16 @@ from rich.console import Console
 from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.cli import main
 from navtoken.commands import label
-from navtoken.commands.label import LabelOptions
+from navtoken.commands.label import FIXED, LabelOptions, _provenance
+from navtoken.commands.label_inputs import Models
 from navtoken.engine import EngineOptions
 from navtoken.engine.options import OptionError
 from navtoken.generation import GenerateOptions, GenerationOptions, generate
 from navtoken.labeling.labels import Label
+from navtoken.labeling.left_out import LeftOut, read_left_out
+from navtoken.labeling.openai_client import EndpointOptions
 from navtoken.labeling.pipeline import LabelingError
-from navtoken.labeling.verdicts import VerdictError
+from navtoken.labeling.verdicts import VerdictError, verifier_named
 from navtoken.trace import Trace, TraceError, TraceWriter, read_provenance, read_traces, shard_paths
 from small_runs import saved_pair
 
@@ -151,6 +154,10 @@ def test_responses_that_were_cut_off_are_left_out_unless_asked_for(
     some = run(pair, tmp_path / "out", tmp_path / "some", labels_only=True)
     assert (some["num_responses"], some["num_cut_off"]) == (4, 8)
     assert len(labelled(tmp_path / "out")) == 4
+    # Who looks for thresholds must route these problems, too.
+    cut_off = [trace for number, trace in enumerate(cut.values()) if number % 3]
+    expected = {LeftOut(trace.task, trace.problem_id, tuple(trace.prompt_ids)) for trace in cut_off}
+    assert set(read_left_out(tmp_path / "out")) == expected and len(expected) == 8
     everything = run(pair, tmp_path / "out", tmp_path / "some", labels_only=True, cut_off=True)
     assert (everything["num_responses"], everything["num_cut_off"]) == (12, 0)
     with TraceWriter(tmp_path / "none", record) as writer:
@@ -188,6 +195,7 @@ def test_command_makes_its_responses_and_its_page(tmp_path: Path, capsys: pytest
         ({"temperature": 0.7}, "draft sampled"),
         ({"draft": "sampled", "temperature": 0.0}, "above 0"),
         ({"llm_url": "http://localhost:1/v1"}, "give both, or neither"),
+        ({"llm_key_env": "KEY"}, "there is no llm_url"),
         ({"num_logits": 0}, "num_logits is 0"),
         ({"sentence_tokens": 0}, "sentence_tokens is 0"),
         ({"traces": Path("x"), "samples": 2}, "is for making responses"),
@@ -196,6 +204,47 @@ def test_command_makes_its_responses_and_its_page(tmp_path: Path, capsys: pytest
 def test_options_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         LabelOptions(**changes)
+
+
+def test_one_key_goes_to_one_host(pair: ModelPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAVTOKEN_API_KEY", "secret")
+    monkeypatch.setenv("OTHER", "hidden")
+    # Nobody is there: past the check, each is an error of the endpoint.
+    there: dict[str, Any] = {"llm_url": "http://127.0.0.1:9/v1", "llm_model": "m", "llm_timeout": 1.0}
+    judge = "judge:http://localhost:9/v1,model=m"
+    with pytest.raises(OptionError, match=r"127\.0\.0\.1 and to localhost; .*--llm-key-env") as raised:
+        run(pair, tmp_path, verdict=judge, **there)
+    assert "secret" not in str(raised.value)
+    sent: list[str | None] = []
+
+    def note(endpoint: EndpointOptions, _: Any) -> Any:
+        sent.append(endpoint.key())
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("navtoken.commands.label_inputs.RemoteLLM", note)
+    for changes in (
+        {"llm_key_env": "OTHER", "verdict": judge},
+        {"verdict": f"{judge},key_env=OTHER"},
+        {"verdict": judge.replace("localhost", "127.0.0.1")},
+        {"verdict": "same_step"},
+    ):
+        with pytest.raises(ConnectionError, match="nobody there"):
+            run(pair, tmp_path, **there, **changes)
+    assert sent == ["hidden", "secret", "secret", "secret"]
+
+
+def test_labels_by_a_judge_that_moved_go_on(pair: ModelPair, responses: Path, tmp_path: Path) -> None:
+    arguments = []
+    for port in (1, 2):
+        options = LabelOptions(responses, verdict=f"judge:http://h:{port}/v1,model=m", out=tmp_path)
+        verifier = verifier_named(options.verdict)
+        models = Models(pair, None, {"slm": "s", "llm": "l"})
+        arguments.append(_provenance(options, models, {}, verifier)["arguments"])
+        verifier.close()
+    for name in FIXED:
+        assert arguments[0][name] == arguments[1][name]
+    assert [each["verdict_by"][:15] for each in arguments] == ["judge:http://h:", "judge:http://h:"]
+    assert arguments[0]["verdict_by"] != arguments[1]["verdict_by"]
 
 
 def test_a_task_that_nobody_can_judge_is_refused_before_responses_are_made(

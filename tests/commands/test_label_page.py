@@ -154,3 +154,21 @@ def test_rarity_is_told_of_bins_with_enough_tokens(traces: list[Trace]) -> None:
 def test_traces_without_labels_are_refused(traces: list[Trace]) -> None:
     with pytest.raises(NoLabelsError, match="no labels"):
         label_page.summary([])
+
+
+def test_a_task_is_named_only_where_it_stands_out(traces: list[Trace], tokenizer: Any) -> None:
+    alike = label_page.gather(traces)
+    assert set(alike.task_divergent) == set(QUESTIONS)
+    assert label_page.tasks_section(alike).title == "By task: none has clearly the most divergent tokens"
+    apart = []
+    for trace in traces:
+        label = trace.columns["label"].copy()
+        if trace.task == "knights":
+            label[9 + len(apart) % 2 : 14] = Label.DIVERGENT
+        apart.append(replace(trace, columns=trace.columns | {"label": label}))
+    study = label_page.gather(apart)
+    found = study.task_divergent["knights"]
+    assert found.low > study.task_divergent["countdown"].high
+    assert found.value == pytest.approx(study.task_shares["knights"]["divergent"])
+    title = label_page.tasks_section(study).title
+    assert title.startswith(f"By task: knights has the most divergent tokens, {100 * found.value:.1f} %")

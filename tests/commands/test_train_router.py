@@ -1,7 +1,9 @@
 """`navtoken train-router` as a person runs it: a router that routes, a page, errors in one line, and going on where it stopped."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +12,15 @@ from labelled_traces import labels
 from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.cli import main
 from navtoken.commands import train_router
+from navtoken.commands.train_router_page import _shares_title
 from navtoken.engine import Engine
 from navtoken.generation import fingerprints
 from navtoken.policies import make_policy
 from navtoken.provenance import provenance
 from navtoken.router import load_router
+from navtoken.router.splits import part_of
 from navtoken.router_training import training
-from navtoken.router_training.splits import part_of
+from navtoken.router_training.build import LabelThreshold
 from navtoken.trace import TraceWriter
 from small_runs import saved_pair
 from small_traces import small_trace
@@ -173,7 +177,7 @@ def test_inputs_and_target_are_chosen(
 
 
 def test_a_query_router(pair: ModelPair, models: list[str], tmp_path: Path, capsys: Capture) -> None:
-    with TraceWriter(tmp_path / "traces", provenance(fingerprints(pair))) as writer:
+    with TraceWriter(tmp_path / "traces", provenance(fingerprints(pair), split="train")) as writer:
         for number, ids in enumerate(prompts(80, seed=4)):
             for policy in ("slm", "llm"):
                 correct = policy == "llm" or number % 3 > 0
@@ -189,7 +193,14 @@ def test_a_query_router(pair: ModelPair, models: list[str], tmp_path: Path, caps
     )
     policy = make_policy(f"query:{out},share=0.3")
     assert policy.stored("all", {"temperature": 0.0}) is not None  # type: ignore[attr-defined]
-    assert "prompts that need the LLM" in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert "prompts that need the LLM" in page and "of the prompts the router finds" in page
+    # Nothing is said of what only a router of tokens sees.
+    words = " ".join(result["findings"])
+    assert "greedy responses only" in words and "p(LLM needed)" in words
+    shown = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    wrong = ("drafts", "p(divergent)", "own responses", "of the tokens the router")
+    assert not [each for each in wrong if each in words + shown]
 
 
 def test_what_cannot_work_is_said_in_one_line(
@@ -222,6 +233,7 @@ def test_an_official_checkpoint_is_imported_and_tested(
     def imported(path: Path, slm: Any, names: Any, record: Any) -> Any:
         assert path == tmp_path / "default.pt" and slm.reference == pair.slm.reference
         shape = train_router.NetworkOptions(width=16, depth=1).shape(pair, "token", 12)
+        record = record | {"imported_from": path.name}
         card = train_router.RouterCard("token", names, shape, default_threshold=0.7, provenance=record)
         return RouterNetwork(shape).eval(), card
 
@@ -231,7 +243,17 @@ def test_an_official_checkpoint_is_imported_and_tested(
     assert bare["default_threshold"] == load_router(tmp_path / "bare").card.default_threshold == 0.7
     tested = run([*official, *folders[:1], *SMALL, "--out", str(tmp_path / "tested")], capsys)
     assert tested["history"] == [] and tested["best_epoch"] == 0
-    assert len(tested["thresholds"]) == 4 and tested["default_threshold"] != 0.7
+    assert len(tested["thresholds"]) == 4
+    # It routes as its authors tested it; what was found here is asked for by share.
+    assert tested["default_threshold"] == load_router(tmp_path / "tested").card.default_threshold == 0.7
+    page = (tmp_path / "tested" / "index.html").read_text()
+    assert "Its weights were imported from default.pt" in page and "as the checkpoint brought it" in page
+    words = " ".join(tested["findings"])
+    assert "given thresholds and tested on greedy drafts only" in words.lower()
+    assert "never saw" not in words + page and "Its weights come from one part" not in page
+    assert main(["train-router", *official, *folders[:1], *SMALL, "--out", str(tmp_path / "tested")]) == 0
+    said = capsys.readouterr().out
+    assert "default threshold 0.7 (which the checkpoint brought" in " ".join(said.split())
 
 
 def test_problems_of_the_three_parts_do_not_meet(
@@ -244,3 +266,76 @@ def test_problems_of_the_three_parts_do_not_meet(
     # Thresholds come from at most 4 validation problems per task.
     (of_all, *_) = [each for each in result["thresholds"] if each["task"] == "all"]
     assert of_all["num_problems"] <= min(8, parts.count("validation"))
+
+
+def test_test_problems_are_not_learnt_from(
+    pair: ModelPair, models: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    prints = fingerprints(pair)
+    both = tmp_path / "both"
+    labels(both, num=60, fingerprints=prints)
+    labels(both, num=2, fingerprints=prints, split="test", first=60)
+    # Later problems of the right split do not hide those of the wrong one.
+    labels(both, num=2, fingerprints=prints, first=62)
+    args = [*models, *SMALL, "--out", str(tmp_path / "out")]
+    assert "both are of split 'test'" in refused([str(both), *args], capsys)
+    unknown = labels(tmp_path / "unknown", num=4, fingerprints=prints, split=None)
+    assert "of split 'unknown'" in refused([str(unknown), *args], capsys)
+    answered = tmp_path / "answered"
+    with TraceWriter(answered, provenance(prints, split="test")) as writer:
+        writer.write(small_trace([5, 6], policy="slm", correct=True))
+    assert "--allow-test-problems" in refused(["--kind", "query", "--traces", str(answered), *args], capsys)
+    result = run([str(both), *args, "--allow-test-problems"], capsys)
+    assert result["splits"] == {str(both): ["test", "train"]}
+    card = load_router(tmp_path / "out").card
+    assert card.provenance["sources"][str(both)]["splits"] == ["test", "train"]
+    assert any("has seen problems of split test" in line for line in result["findings"])
+
+
+def test_a_router_is_tested_on_labels_that_it_did_not_learn_from(
+    pair: ModelPair, models: list[str], folders: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    greedy, sampled = folders
+    args = [*models, *SMALL]
+    alone = run([greedy, *args, "--out", str(tmp_path / "alone")], capsys)
+    # Tested on another split's problems is what that split is for.
+    more = str(labels(tmp_path / "more", 60, "sampled", fingerprints(pair), split="test"))
+    both = run([greedy, *args, "--test-labels", more, "--out", str(tmp_path / "both")], capsys)
+    assert both["weights"] == alone["weights"] and both["thresholds"] == alone["thresholds"]
+    for part in ("train", "validation"):
+        assert both["counts"][part] == alone["counts"][part]
+    by_name = {part["name"]: part for part in both["test"]}
+    assert {"greedy", "sampled T=1"} <= by_name.keys()
+    assert by_name["greedy"]["router"] == {part["name"]: part for part in alone["test"]}["all"]["router"]
+    assert both["learnt_modes"] == ["greedy"]
+    assert any(
+        "trained on greedy drafts, and tested on greedy and sampled T=1" in x for x in both["findings"]
+    )
+    # What was trained before is tested anew without training.
+    again = run([greedy, *args, "--test-labels", sampled, "--out", str(tmp_path / "alone")], capsys)
+    assert again["weights"] == alone["weights"] and len(again["test"]) > len(alone["test"])
+    assert "is among LABELS and --test-labels" in refused([greedy, *args, "--test-labels", greedy], capsys)
+    assert "give LABELS, too" in refused(
+        ["--import-official", "x.pt", "--test-labels", greedy, *models], capsys
+    )
+
+
+def test_labels_by_a_remote_llm_train_a_router(
+    pair: ModelPair, models: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    prints = fingerprints(pair) | {"llm": "remote:big-model"}
+    folder = labels(tmp_path / "labels", fingerprints=prints)
+    result = run([str(folder), *models, *SMALL, "--out", str(tmp_path / "out")], capsys)
+    assert result["num_labels"] > 0
+    # Another SLM is refused all the same.
+    other = labels(tmp_path / "other", fingerprints=prints | {"slm": "0123456789abcdef"})
+    assert "made with another slm" in refused([str(other), *models, *SMALL], capsys)
+
+
+def test_what_labels_alone_would_have_given_is_worded_from_the_numbers() -> None:
+    found: Any = SimpleNamespace(
+        from_labels=(LabelThreshold(0.1, 0.5, 0.104), LabelThreshold(0.2, 0.4, 0.195))
+    )
+    assert _shares_title(found) == "Shares of labels are within 0.5 points of those in generation"
+    found.from_labels = (LabelThreshold(0.1, 0.5, 0.25), LabelThreshold(0.2, 0.4, 0.195))
+    assert _shares_title(found) == "10 % of the labels become 25.0 % of the tokens in generation"

@@ -1,12 +1,16 @@
 """The ledger's counts of one feed, and the costs made of them, against sums done by hand."""
 
 from math import isnan
+from pathlib import Path
 
 import pytest
 
 from fake_engine import CARD
-from navtoken.engine import Costs, Ledger
+from navtoken.engine import Costs, Engine, Ledger
 from navtoken.engine.ledger import ModelLedger
+from navtoken.policies import make_policy
+from tiny_models import tiny_pair
+from tiny_routers import tiny_router
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,14 @@ def test_flops_and_bytes_count_both_models_and_the_router() -> None:
     dense = 2 * (800 * (10 + 8) + 100 * 2)
     attention = 4 * (sum(range(1, 11)) + sum(range(5, 13)))
     assert costs.flops(a_ledger()) == dense + attention + 2 * 100 * 50
-    assert costs.bytes(a_ledger()) == 2 * (4000 - 400) + 8 * (10 + 10) + 8 * (12 + 8)
+    models = 2 * (4000 - 400) + 8 * (10 + 10) + 8 * (12 + 8)
+    # A hundred drafts were judged, but in one pass of the SLM: its weights were read once.
+    assert costs.bytes(a_ledger()) == models + 50 * 4
+    assert Costs(CARD, CARD).bytes(a_ledger()) == models
+    # Of a single response every call is a pass of its own; passes without a call read no router.
+    single = a_ledger()
+    single.router_calls, single.slm.passes = 7, 10
+    assert costs.bytes(single) - Costs(CARD, CARD).bytes(single) == 7 * 50 * 4
 
 
 def test_a_ledger_survives_the_way_through_a_trace() -> None:
@@ -79,3 +90,16 @@ def test_a_ledger_survives_the_way_through_a_trace() -> None:
     assert (again.verifications, again.judged_drafts, again.fallback_tokens) == (8, 24, 4)
     assert ledger.acceptance_length == again.acceptance_length == 2.5
     assert isnan(Ledger().acceptance_length)
+
+
+def test_the_router_of_a_request_is_paid_for(tmp_path: Path) -> None:
+    pair = tiny_pair()
+    card = tiny_router(tmp_path, pair)
+    engine = Engine(pair, make_policy("slm"))
+    assert engine.costs.router_parameters == 0
+    router = make_policy(f"router:{tmp_path}")
+    engine.add([5, 6, 7], max_tokens=4, policy=router)
+    engine.add([5, 6, 8], max_tokens=4)
+    list(engine.run())
+    assert engine.ledger.router_calls > 0
+    assert engine.costs.router_parameters == card.shape.parameters > 0

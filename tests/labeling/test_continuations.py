@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from navtoken.checkpoints import ModelPair
-from navtoken.engine import EngineOptions
+from navtoken.engine import Engine, EngineOptions
 from navtoken.engine.runner import BadLogitsError
 from navtoken.labeling.continuations import Ask, Continued, EngineContinuer
 from navtoken.labeling.sentences import SentenceEnds
@@ -148,7 +148,7 @@ def test_a_continuation_ends_with_its_sentence(pair: ModelPair) -> None:
 def test_a_draft_that_ends_the_response_is_a_continuation_of_its_own(pair: ModelPair) -> None:
     continuer = EngineContinuer(pair, ROWS)
     ask = Ask("end", [5, 6, 7], 2, EOS, 9)
-    assert answers(continuer, [ask])["end"] == Continued("end", [EOS])
+    assert answers(continuer, [ask])["end"] == Continued("end", [EOS], ended=True)
     assert continuer.ledger.llm.tokens == 0
 
 
@@ -170,27 +170,65 @@ def test_one_that_is_too_long_says_so_and_the_others_are_answered(pair: ModelPai
     assert found["short"].token_ids == alone(pair, asks[1])
 
 
-def test_logits_that_are_no_numbers_cost_what_is_in_flight_only(
-    pair: ModelPair, monkeypatch: pytest.MonkeyPatch
+class Poisoned:
+    """Engines whose logits are no numbers while a row of one of these prompts is in the batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *poison: list[int]) -> None:
+        self.poison = poison
+        self.failed = 0
+        add, step = Engine.add, Engine.step
+
+        def adding(engine: Engine, prompt_ids: Any, *rest: Any, **named: Any) -> Any:
+            row = add(engine, prompt_ids, *rest, **named)
+            self.rows.append(row)
+            return row
+
+        def stepping(engine: Engine) -> Any:
+            if any(row.finish_reason is None and self._is_poison(row) for row in self.rows):
+                self.failed += 1
+                self.rows.clear()
+                raise BadLogitsError("the LLM gave NaN logits")
+            return step(engine)
+
+        self.rows: list[Any] = []
+        monkeypatch.setattr(Engine, "add", adding)
+        monkeypatch.setattr(Engine, "step", stepping)
+
+    def _is_poison(self, row: Any) -> bool:
+        return row.token_ids[: row.prompt_len] in self.poison
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_logits_that_are_no_numbers_fail_only_what_fails_alone(
+    pair: ModelPair, monkeypatch: pytest.MonkeyPatch, share: bool
 ) -> None:
-    continuer = EngineContinuer(pair, ROWS)
     asks = asks_of(4)
-    step, calls = continuer._engine.step, 0
-
-    def failing() -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise BadLogitsError("the LLM gave NaN logits")
-        return step()
-
-    monkeypatch.setattr(continuer._engine, "step", failing)
+    bad = asks[2], asks[9]
+    poisoned = Poisoned(monkeypatch, *([*ask.before, ask.draft] for ask in bad))
+    continuer = EngineContinuer(pair, ROWS, share)
     found = answers(continuer, asks)
-    failed = [key for key, each in found.items() if each.error]
-    assert 0 < len(failed) <= ROWS.max_rows
+    assert poisoned.failed >= 2
+    assert {key for key, each in found.items() if each.error} == {ask.key for ask in bad}
     for ask in asks:
-        assert found[ask.key].token_ids == (() if ask.key in failed else alone(pair, ask))
-    assert all("NaN" in str(found[key].error) and not found[key].token_ids for key in failed)
+        assert found[ask.key].token_ids == (() if ask in bad else alone(pair, ask))
+    assert all("NaN" in str(found[ask.key].error) for ask in bad)
+    assert all(pool.num_used == 0 for pool in continuer._engine.memory.pools)
+
+
+def test_what_ends_a_response_is_told_from_what_a_limit_cuts_off() -> None:
+    pair = near_pair(llm_eos=tuple(range(1, 40)))
+    found = answers(EngineContinuer(pair, ROWS), asks_of(4, max_tokens=4))
+    assert {each.ended for each in found.values()} == {True, False}
+    for each in found.values():
+        assert each.ended == (each.token_ids[-1] in range(1, 40))
+
+
+def test_a_draft_that_only_the_slm_ends_by_is_an_end_too() -> None:
+    pair = near_pair(slm_eos=(EOS, 9))
+    assert 9 not in pair.llm.eos_token_ids
+    continuer = EngineContinuer(pair, ROWS)
+    assert answers(continuer, [Ask("end", [5, 6, 7], 2, 9, 6)])["end"] == Continued("end", [9], ended=True)
+    assert continuer.ledger.llm.tokens == 0
 
 
 def test_kept_prefixes_grow(pair: ModelPair) -> None:

@@ -234,3 +234,11 @@ def test_the_name_has_what_decides_verdicts_and_is_a_reference_again() -> None:
 def test_references_that_do_not_fit(reference: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         verifier_named(reference)
+
+
+def test_a_judge_that_moved_is_the_same_judge() -> None:
+    here, there = (verifier_named(f"judge:http://h:{port}/v1,model=m,context=10") for port in (1, 2))
+    assert here.name != there.name
+    assert here.identity == there.identity == "judge,model=m,context=10"
+    assert verifier_named("judge:http://h:1/v1,model=n,context=10").identity != here.identity
+    assert verifier_named("same_step").identity == "same_step"

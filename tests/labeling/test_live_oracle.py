@@ -7,8 +7,8 @@ import pytest
 from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.engine import EngineOptions
 from navtoken.generation import GenerateOptions, GenerationOptions, generate, ready_policy
-from navtoken.labeling.continuations import EngineContinuer
-from navtoken.labeling.oracle import LiveVerdict
+from navtoken.labeling.continuations import Continued, EngineContinuer
+from navtoken.labeling.oracle import STREAK, LiveVerdict
 from navtoken.labeling.verdicts import SameStep, VerdictError
 from navtoken.policies import PolicyError, make_policy
 from navtoken.policies.oracle import OraclePolicy, Question
@@ -148,3 +148,49 @@ def test_the_oracle_alone_is_not_ready(pair: ModelPair, task: Task, problems: li
     assert isinstance(bound, OraclePolicy)
     bound.check_ready()
     assert make_policy(bound.reference).reference == "oracle"
+
+
+def test_what_came_of_the_questions_is_counted(
+    pair: ModelPair, task: Task, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(pair, task, problem, "", " Maybe", " Try") for problem in problems[:2]]
+    verdict = LiveVerdict(pair, task, problems, SameStep())
+    verdict(asked)
+    continue_all = verdict.continuer.continue_all
+
+    def failing(asks: Any) -> Any:
+        for each in continue_all(asks):
+            yield Continued(each.key, error="no room\nat all") if each.key == (0, "slm") else each
+
+    monkeypatch.setattr(verdict.continuer, "continue_all", failing)
+    monkeypatch.setattr(verdict.verifier, "same", lambda questions: [None] * len(questions))
+    assert verdict(asked) == [True, True]
+    found = verdict.summary()
+    assert {name: found[name] for name in ("answered", "failed", "undecided")} == {
+        "answered": 2,
+        "failed": 1,
+        "undecided": 1,
+    }
+    assert found["errors"] == {"no room": 1}
+
+
+def test_an_oracle_that_never_gets_a_verdict_stops(
+    pair: ModelPair, task: Task, problems: list[Problem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [question(pair, task, problems[0], "", " Try", " Try")]
+    verdict = LiveVerdict(pair, task, problems, SameStep())
+    monkeypatch.setattr(verdict, "_branches", lambda questions: {})
+    with pytest.raises(PolicyError, match=f"{STREAK} times in a row.*{STREAK} questions failed"):
+        for _ in range(STREAK):
+            verdict(asked)
+    assert verdict.summary()["failed"] == STREAK
+
+
+def test_the_verifier_is_let_go_after_the_cell(
+    pair: ModelPair, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+    monkeypatch.setattr(SameStep, "close", lambda self: closed.append(self.summary()))
+    wanted = GenerationOptions(task=("countdown",), policy=("oracle",), num=1, max_tokens=20)
+    generate(GenerateOptions(generation=wanted, out=tmp_path), pair)
+    assert len(closed) == 1

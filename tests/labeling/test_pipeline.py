@@ -15,7 +15,7 @@ from navtoken.labeling.labels import Label
 from navtoken.labeling.pipeline import STREAK, Labeler, LabelingError, Response
 from navtoken.labeling.prefill import DraftReader
 from navtoken.labeling.sentences import SentenceEnds
-from navtoken.labeling.verdicts import Question, SameStep
+from navtoken.labeling.verdicts import Outcome, Question, SameStep
 from navtoken.policies import make_policy
 from navtoken.tasks import load_task
 from navtoken.tasks.prompts import render
@@ -328,3 +328,59 @@ def test_what_was_known_of_a_response_stays(pair: ModelPair, responses: list[Res
         own = branch[branch >= 0]
         draft = labelled.columns["draft_ids"][position]
         assert len(own) == 0 or own[0] == draft != labelled.response_ids[position]
+
+
+def test_one_odd_response_does_not_end_the_run(pair: ModelPair, responses: list[Response]) -> None:
+    long = max(responses, key=lambda each: len(each.trace.response_ids))
+    ids = long.trace.response_ids * (1 + 2000 // len(long.trace.response_ids))
+    # As long as the SLM reads; it differs at hundreds of positions.
+    ids = ids[: pair.slm.card.context - len(long.trace.prompt_ids) - 1]
+    odd = replace(long.trace, response_ids=ids, writer=[1] * len(ids))
+    worker = labeler(pair, Echo(lambda ask: len(ask.prefix_ids) > len(ids)), Fixed())
+    found = list(worker.label([long._replace(trace=odd), *responses]))
+    assert worker.tally.errors["the line is dead"] > STREAK
+    assert len(found) == 1 + len(responses)
+    assert worker.tally.labels[Label.NEUTRAL] > 0
+
+
+def test_a_branch_that_was_cut_off_before_an_answer_has_no_verdict(
+    pair: ModelPair, responses: list[Response]
+) -> None:
+    # The first tokens of a branch state no answer.
+    for ended, wanted in ((False, Label.INVALID), (True, Label.DIVERGENT)):
+        (labelled,) = labeler(pair, Cut(ended), Outcome()).label(responses[:1])
+        differ = labelled.columns["draft_ids"] != np.asarray(labelled.response_ids)
+        assert set(labelled.columns["label"][differ]) == {wanted}
+
+
+def test_without_a_limit_a_branch_may_fill_the_context(pair: ModelPair, responses: list[Response]) -> None:
+    trace = replace(responses[0].trace, sampling={})
+    for context in (None, 300):
+        echo, verifier = Echo(), Fixed()
+        verifier.to_end = True
+        list(labeler(pair, echo, verifier, context=context).label([responses[0]._replace(trace=trace)]))
+        assert {ask.length + ask.max_tokens for ask in echo.asks} == {context or pair.slm.card.context}
+
+
+class Cut(Echo):
+    """A continuer that writes the draft alone, and says whether it ended by itself."""
+
+    def __init__(self, ended: bool) -> None:
+        super().__init__()
+        self.ended = ended
+
+    def continue_all(self, asks: Iterable[Ask]) -> Iterator[Continued]:
+        for ask in asks:
+            yield Continued(ask.key, [ask.draft], ended=self.ended)
+
+
+def test_questions_about_a_response_share_its_text(pair: ModelPair, responses: list[Response]) -> None:
+    verifier = Fixed()
+    longest = max(responses, key=lambda each: len(each.trace.response_ids))
+    (labelled,) = labeler(pair, Echo(), verifier).label([longest])
+    asked = verifier.asked
+    assert len(asked) > 1 and all(each.text is asked[0].text for each in asked)
+    positions = np.flatnonzero(labelled.columns["label"] == Label.NEUTRAL)
+    for position, each in zip(positions, asked, strict=True):
+        ids = labelled.response_ids[:position]
+        assert each.prefix == pair.tokenizer.decode(ids, skip_special_tokens=True)

@@ -148,7 +148,7 @@ def test_the_summary_counts() -> None:
     verifier = verifier_named("same_step")
     for llm, slm in (("2 + 3 = 5.", "3 + 2 = 5."), ("2 + 3 = 5.", "x"), ("x", "y"), ("x", "z")):
         verdict(verifier, SUM, llm, slm)
-    assert verifier.summary() == {"verdict": "same_step", "same": 1, "other": 1, "none": 2}
+    assert verifier.summary() == {"verdict": "same_step", "same": 1, "other": 1, "none": 2, "errors": {}}
     verifier.close()
 
 
@@ -171,3 +171,36 @@ def test_a_verifier_is_asked_about_the_tasks_own_problem() -> None:
     problem = replace(SUM)
     assert OUTCOME.same([Question(task, problem, "", "The answer is 7.", "The answer is 7. ok")]) == [True]
     assert problem == SUM
+
+
+@pytest.mark.parametrize("name", ["same_step", "outcome"])
+def test_a_task_that_fails_on_one_question_costs_that_one(name: str) -> None:
+    class Brittle:
+        """Cannot read some texts."""
+
+        name = "brittle"
+
+        def extract(self, text: str) -> str | None:
+            if "{" in text:
+                raise RecursionError("too deep")
+            return text[-1]
+
+        def verify(self, problem: Problem, text: str) -> bool:
+            return self.extract(text) == "1"
+
+        def same_step(self, problem: Problem, prefix: str, a: str, b: str) -> bool | None:
+            return self.extract(a) == self.extract(b)
+
+    verifier = verifier_named(name)
+    questions = [Question(Brittle(), SUM, "", "is 1", slm) for slm in ("are 1", "{" * 9, "is 2")]  # type: ignore[arg-type]
+    assert verifier.same(questions) == [True, None, False]
+    assert verifier.summary()["errors"] == {"RecursionError": 1}
+    assert verifier.summary()["none"] == 1
+
+
+def test_a_branch_that_was_cut_off_before_its_answer_has_no_outcome() -> None:
+    task = load_task("arithmetic")
+    questions = [
+        Question(task, SUM, "", "First. Answer: 20", "First, 2 + 3", ended) for ended in (True, False)
+    ]
+    assert OUTCOME.same(questions) == [False, None]

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 
 from labelled_traces import FINGERPRINTS, HIDDEN, NUM_LOGITS, VOCAB_SIZE, labelled_trace, labels
+from navtoken.labeling.left_out import LeftOut, keep_left_out, read_left_out
 from navtoken.provenance import provenance
+from navtoken.router.splits import PARTS, part_of
 from navtoken.router_training.examples import (
     ExamplesError,
+    check_splits,
     draft_mode,
     gather,
     identity_of,
     label_fingerprints,
+    splits_of,
 )
-from navtoken.router_training.splits import PARTS, part_of
 from navtoken.trace import TraceError, TraceWriter, read_traces
 
 
@@ -142,3 +145,47 @@ def test_responses_that_were_cut_off_are_left_out_unless_asked_for(tmp_path: Pat
     valid = int(np.isin(long.columns["label"], (0, 1, 2)).sum())
     assert len(whole) - len(without) == valid
     assert without.num_left_out - whole.num_left_out == valid
+
+
+def test_problems_without_labels_are_among_the_problems(tmp_path: Path) -> None:
+    folder = labels(tmp_path / "labels", num=9)
+    cut = replace(labelled_trace(40), finish_reason="length")
+    known = labelled_trace(3, task="knights")
+    keep_left_out(folder, [cut, known])
+    keep_left_out(folder, [cut])
+    assert read_left_out(folder)[0] == LeftOut("countdown", "p40", tuple(cut.prompt_ids))
+    assert len(read_left_out(folder)) == 2
+    before = gather([labels(tmp_path / "others", num=9)], VOCAB_SIZE, tmp_path / "work")
+    examples = gather([folder], VOCAB_SIZE, tmp_path / "work")
+    assert len(examples) == len(before)
+    assert [each.problem_id for each in examples.problems] == [*(f"p{number}" for number in range(9)), "p40"]
+    assert examples.problems[-1].prompt_ids == tuple(cut.prompt_ids)
+
+
+def test_folders_that_are_only_tested_on(tmp_path: Path) -> None:
+    folder = labels(tmp_path / "labels", num=30)
+    other = labels(tmp_path / "other", num=40, draft="sampled")
+    alone = gather([folder], VOCAB_SIZE, tmp_path / "alone")
+    examples = gather([folder], VOCAB_SIZE, tmp_path / "both", tested=[other])
+    assert (examples.part_N[len(alone) :] == PARTS.index("test")).all() and len(examples) > len(alone)
+    assert (examples.label_N[: len(alone)] == alone.label_N).all()
+    assert examples.prompts("validation") == alone.prompts("validation")
+    assert examples.modes == ("greedy", "sampled T=1")
+
+
+def test_splits(tmp_path: Path) -> None:
+    train, test = labels(tmp_path / "train", num=2), labels(tmp_path / "test", num=2, split="test")
+    # Labels made of given responses may say of the split in those responses' provenance only.
+    given = tmp_path / "given"
+    record = provenance(FINGERPRINTS, draft="greedy") | {"source": {"arguments": {"split": "validation"}}}
+    with TraceWriter(given, record) as writer:
+        writer.write(labelled_trace(0))
+    assert splits_of([train, test, given]) == {
+        str(train): ["train"],
+        str(test): ["test"],
+        str(given): ["validation"],
+    }
+    check_splits(splits_of([train]))
+    for folder in (test, given):
+        with pytest.raises(ExamplesError, match="can no longer be tested"):
+            check_splits(splits_of([train, folder]))

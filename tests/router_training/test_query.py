@@ -9,6 +9,7 @@ import torch
 
 from navtoken.checkpoints import ModelPair
 from navtoken.provenance import provenance
+from navtoken.router_training.build import NetworkOptions, num_logits_of_queries
 from navtoken.router_training.examples import ExamplesError
 from navtoken.router_training.query import gather_queries, look
 from navtoken.trace import Trace, TraceWriter
@@ -91,6 +92,21 @@ def test_features_are_those_of_the_prompts_last_token(
         assert features.token_ids_B[row] == logits.argmax()
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         assert examples.entropy_N[row] == pytest.approx(float(entropy), abs=1e-4)
+
+
+def test_logits_that_nobody_reads_are_not_kept(pair: ModelPair, tmp_path: Path) -> None:
+    options = NetworkOptions(width=16, depth=1)
+    assert num_logits_of_queries(options, pair) == 0
+    assert num_logits_of_queries(replace(options, inputs="hidden,entropy"), pair) == min(100, pair.vocab_size)
+    assert num_logits_of_queries(replace(options, inputs="logits", num_logits=7), pair) == 7
+    traces = [answer(number, policy, True) for number in range(3) for policy in ("slm", "llm")]
+    examples = gather_queries([written(tmp_path, traces)], pair, 0)
+    assert examples.logits_NK.shape == (3, 0) and examples.features(np.arange(2)).top_ids_BK.shape == (2, 0)
+    for kept in (0, 4):
+        for seen in look(pair, PROMPTS, kept).values():
+            assert len(seen.logits_K) == len(seen.ids_K) == kept
+    shape = options.shape(pair, "query", 0)
+    assert shape.inputs == ("hidden",) and not shape.reads_logits
 
 
 def test_the_llm_does_not_run(pair: ModelPair) -> None:

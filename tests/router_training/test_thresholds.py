@@ -1,6 +1,7 @@
 """Thresholds by routed generation: shares are met, runs are kept and shared, whole responses count by their tokens."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,17 @@ def test_what_was_measured_is_kept(pair: ModelPair, tmp_path: Path) -> None:
     fewer = runs_of(pair, path, prompts={"knights": TASKS["knights"][:3]}, tell=told.append)
     fewer.counted(["knights"], GREEDY, NEVER)
     assert len(told) == 2
-    assert len(json.loads(path.read_text())) == len(fewer.known)
+    # So are the same problems put in other words, and another LLM behind the same router.
+    other = {"knights": [replace(each, prompt_ids=(*each.prompt_ids, 5)) for each in TASKS["knights"][:3]]}
+    said_otherwise = runs_of(pair, path, prompts=other, tell=told.append)
+    said_otherwise.counted(["knights"], GREEDY, NEVER)
+    assert len(told) == 3
+    with_another = RoutedRuns(
+        ModelPair(pair.slm, pair.slm), fewer.policy, fewer.prompts, MAX_TOKENS, path=path, tell=told.append
+    )
+    with_another.counted(["knights"], GREEDY, NEVER)
+    assert len(told) == 4
+    assert len(json.loads(path.read_text())) == len(with_another.known)
 
 
 def test_an_interrupted_search_goes_on(pair: ModelPair, tmp_path: Path) -> None:
@@ -186,7 +197,11 @@ def test_problems_of_each_task() -> None:
     mixed = [prompt for both in zip(*TASKS.values(), strict=True) for prompt in both]
     found = spread_prompts(mixed, 3)
     assert {task: len(own) for task, own in found.items()} == {"countdown": 3, "knights": 3}
-    assert found["knights"] == TASKS["knights"][:3]
+    # Those that are read last are as likely as the first: a share is over all problems, long responses included.
+    assert spread_prompts(mixed[::-1], 3) == found
+    many = [PromptOf("knights", f"k{number}", (2,)) for number in range(200)]
+    drawn = [int(each.problem_id[1:]) for each in spread_prompts(many, 100)["knights"]]
+    assert 30 < sum(number >= 100 for number in drawn) < 70
 
 
 def test_no_problems_are_refused(pair: ModelPair) -> None:

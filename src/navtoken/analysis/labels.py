@@ -94,6 +94,8 @@ class LabelStudy:
     cut_off: CutOff
     task_shares: dict[str, dict[str, float]]
     """By task and class, and `invalid` as above."""
+    task_divergent: dict[str, Interval]
+    """By task the share of divergent tokens, as above, with its interval."""
     entropy: dict[str, ClassEntropy]
     """By class."""
     entropy_ratio: Interval
@@ -156,6 +158,7 @@ def _studied(gathering: Gathering, resampling: Resampling, num_items: int, min_c
         invalid=invalid,
         cut_off=cut_off,
         task_shares=_task_shares(pool),
+        task_divergent=_task_divergent(pool, valid_N, divergent_N, resampling),
         entropy=entropy,
         entropy_ratio=entropy_ratio,
         rates=rates,
@@ -180,6 +183,16 @@ def _task_shares(pool: Pool) -> dict[str, dict[str, float]]:
             "num_tokens": len(label_N),
         }
     return shares
+
+
+def _task_divergent(
+    pool: Pool, valid_N: Mask, divergent_N: Mask, resampling: Resampling
+) -> dict[str, Interval]:
+    if not valid_N.any():
+        return {}
+    task_N = pool.task_N[valid_N].astype(np.int64)
+    rates = means_by_bin(divergent_N[valid_N], task_N, pool.cluster_N[valid_N], len(pool.tasks), resampling)
+    return dict(zip(pool.tasks, rates, strict=True))
 
 
 def _entropies(pool: Pool, valid_N: Mask, resampling: Resampling) -> tuple[dict[str, ClassEntropy], Interval]:

@@ -5,6 +5,7 @@ command goes on where it stopped, whatever stopped it. A labelled response is a 
 """
 
 import json
+import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 import tyro
@@ -29,12 +31,15 @@ from navtoken.generation.options import FAMILIES
 from navtoken.hidden_states import BATCH_TOKENS
 from navtoken.labeling.continuations import Continuer, EngineContinuer
 from navtoken.labeling.labels import Label
+from navtoken.labeling.left_out import keep_left_out
+from navtoken.labeling.openai_client import KEY_ENV
 from navtoken.labeling.pipeline import Labeler, Response
 from navtoken.labeling.prefill import DraftReader
 from navtoken.labeling.remote import RemoteContinuer
 from navtoken.labeling.verdicts import Verifier, verifier_named
 from navtoken.policies.rules import LLMPolicy
 from navtoken.provenance import provenance
+from navtoken.reference import parse_reference
 from navtoken.report.markup import write_whole
 from navtoken.tasks import Problem, Split, Task
 from navtoken.tasks.prompts import PromptOptions
@@ -101,7 +106,10 @@ class LabelOptions:
     """Responses per file; files are written at the latest every minute."""
     llm_url: str | None = None
     """The LLM runs elsewhere: address of a completions endpoint that takes and returns token ids (vLLM), with its version, such
-    as http://localhost:8000/v1. Its key is read from NAVTOKEN_API_KEY."""
+    as http://localhost:8000/v1."""
+    llm_key_env: str | None = None
+    """Variable of the environment that holds its API key; None is NAVTOKEN_API_KEY, where that is set. A judge has its own:
+    judge:URL,model=NAME,key_env=VARIABLE."""
     llm_model: str | None = None
     """Name of the LLM there."""
     llm_concurrency: int = 16
@@ -128,6 +136,8 @@ class LabelOptions:
             raise OptionError(
                 f"llm_url is {self.llm_url} and llm_model {self.llm_model}; give both, or neither"
             )
+        if self.llm_key_env is not None and self.llm_url is None:
+            raise OptionError(f"llm_key_env is {self.llm_key_env} and there is no llm_url; leave it out")
         for name in ("samples", "max_tokens", "llm_temperature") if self.traces is not None else ():
             if (value := getattr(self, name)) is not None:
                 raise OptionError(
@@ -169,6 +179,7 @@ class LabelOptions:
 def run(options: LabelOptions, console: Console, pair: ModelPair | None = None) -> dict[str, Any]:
     """Label what `options.out` lacks, write page, numbers and manifest; returns the numbers."""
     progress, started = progress_console(), perf_counter()
+    _check_keys(options)
     verifier = verifier_named(options.verdict)
     with ExitStack() as stack:
         stack.callback(verifier.close)
@@ -177,6 +188,7 @@ def run(options: LabelOptions, console: Console, pair: ModelPair | None = None) 
         problems = find_problems(work, options, verifier)
         record = _provenance(options, models, work.source, verifier)
         labeler, continuer = _labeler(options, models, verifier)
+        keep_left_out(options.out, read_traces(work.chosen.path, (), work.cut_off.__contains__))
         try:
             _label(options, work, problems, labeler, record, progress)
         finally:
@@ -184,7 +196,7 @@ def run(options: LabelOptions, console: Console, pair: ModelPair | None = None) 
         result = {
             "out": str(options.out),
             "num_responses": len(work.keys),
-            "num_cut_off": work.num_cut_off,
+            "num_cut_off": len(work.cut_off),
             "now": labeler.tally.as_json(),
             "verdicts": verifier.summary(),
             "continuations": _cost_of(continuer, models),
@@ -207,6 +219,20 @@ def run(options: LabelOptions, console: Console, pair: ModelPair | None = None) 
     return result
 
 
+def _check_keys(options: LabelOptions) -> None:
+    """Raise `OptionError` where one key would be sent to two hosts: it belongs to one of them."""
+    judge = parse_reference(options.verdict)
+    if options.llm_url is None or judge.target is None:
+        return
+    names = [options.llm_key_env or KEY_ENV, judge.options.get("key_env") or KEY_ENV]
+    hosts = [urlsplit(url).hostname for url in (options.llm_url, judge.target)]
+    if hosts[0] != hosts[1] and names[0] == names[1] == KEY_ENV and os.environ.get(KEY_ENV):
+        raise OptionError(
+            f"the key in {KEY_ENV} would go to {hosts[0]} and to {hosts[1]}; name the variable of one of them: --llm-key-env "
+            "VARIABLE, or key_env=VARIABLE in the verdict"
+        )
+
+
 # ---- labelling ------------------------------------------------------------------------------------------------
 
 
@@ -224,9 +250,11 @@ def _labeler(options: LabelOptions, models: Models, verifier: Verifier) -> tuple
     continuer: Continuer = (
         EngineContinuer(pair, options.engine)
         if models.remote is None
-        else RemoteContinuer(models.remote, eos)
+        else RemoteContinuer(models.remote, eos | pair.slm.eos_token_ids)
     )
-    labeler = Labeler(reader, continuer, verifier, pair.tokenizer, eos, options.sentence_tokens)
+    labeler = Labeler(
+        reader, continuer, verifier, pair.tokenizer, eos, options.sentence_tokens, pair.llm.card.context
+    )
     return labeler, continuer
 
 
@@ -261,7 +289,8 @@ def _provenance(
     for group in ("models", "engine", "prompts"):
         arguments.pop(group)
     arguments |= {
-        "verdict": verifier.name,
+        "verdict": verifier.identity,
+        "verdict_by": verifier.name,
         "draft_sampling": asdict(options.draft_sampling),
         "num_logits": 0 if options.labels_only else min(options.num_logits, models.pair.vocab_size),
         "llm_sampling": wrote.get("sampling"),

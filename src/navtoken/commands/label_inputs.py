@@ -18,6 +18,7 @@ from navtoken.engine.options import OptionError
 from navtoken.generation import GenerationOptions, fingerprints
 from navtoken.generation.run import ENDLESS_NUM
 from navtoken.generation.run import FIXED as RESPONSES_FIXED
+from navtoken.labeling.labels import REMOTE
 from navtoken.labeling.openai_client import EndpointOptions
 from navtoken.labeling.pipeline import LabelingError
 from navtoken.labeling.remote import RemoteLLM, RemoteRequest, RemoteResponder, ResponderOptions
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 RESPONSES = "responses"
 """Folder, below that of the labels, of responses that are made here."""
-REMOTE = "remote:"
-"""How the place of a fingerprint begins where the LLM ran elsewhere."""
 PATIENCE = 20_000
 """Problems of an endless task without a wanted one before they count as of another split or seed."""
 FLUSH_SECONDS = 60.0
@@ -55,7 +54,7 @@ class Work(NamedTuple):
 
     chosen: Chosen
     keys: frozenset[Key]
-    num_cut_off: int
+    cut_off: frozenset[Key]
     """Responses left out because the length limit cut them off."""
     source: dict[str, Any]
     """Provenance of the responses."""
@@ -68,7 +67,11 @@ def load_models(options: "LabelOptions", pair: ModelPair | None, stack: ExitStac
     alone = pair or options.models.load_alone(options.models.slm)
     alone = ModelPair(alone.slm, alone.slm)
     endpoint = EndpointOptions(
-        options.llm_url, options.llm_model, concurrency=options.llm_concurrency, timeout=options.llm_timeout
+        options.llm_url,
+        options.llm_model,
+        key_env=options.llm_key_env,
+        concurrency=options.llm_concurrency,
+        timeout=options.llm_timeout,
     )
     remote = stack.enter_context(RemoteLLM(endpoint, alone.tokenizer))
     remote.check()
@@ -102,7 +105,7 @@ def find_work(options: "LabelOptions", models: Models, verifier: Verifier, progr
             f"all {len(finished)} responses at {chosen.path} were cut off by the length limit; give them more max_tokens, or "
             "label them with cut_off"
         )
-    return Work(chosen, keys, len(finished) - len(keys), source)
+    return Work(chosen, keys, frozenset(finished.keys() - keys), source)
 
 
 def _finished(chosen: Chosen) -> Iterator[tuple[Key, str]]:

@@ -19,7 +19,7 @@ from navtoken.analysis.label_pool import COLUMNS, Example
 from navtoken.analysis.labels import NUM_BINS, LabelStudy, study_labels
 from navtoken.analysis.plain import plain
 from navtoken.analysis.ranking import Interval
-from navtoken.commands.interval_words import curve
+from navtoken.commands.interval_words import curve, spread_of
 from navtoken.commands.label_words import (
     CLASSES,
     cut_finding,
@@ -272,12 +272,20 @@ def tasks_section(study: LabelStudy) -> TableSection:
         ),
     )
     rows = [{"task": task} | own for task, own in study.task_shares.items()]
-    most = max(study.task_shares, key=lambda task: _known(study.task_shares[task]["divergent"]))
-    return TableSection(f"By task: {most} has the most divergent tokens", columns, rows)
+    return TableSection(_tasks_title(study), columns, rows)
 
 
-def _known(value: float) -> float:
-    return -1.0 if math.isnan(value) else value
+def _tasks_title(study: LabelStudy) -> str:
+    """Names the task with the most divergent tokens only where its interval lies above all others."""
+    known = {task: each for task, each in study.task_divergent.items() if not math.isnan(each.value)}
+    if len(known) < 2:
+        return "By task"
+    most = max(known, key=lambda task: known[task].value)
+    others = [each.high for task, each in known.items() if task != most]
+    # An interval that is not there (NaN) sets nothing apart.
+    if not all(known[most].low > high for high in others):
+        return "By task: none has clearly the most divergent tokens"
+    return f"By task: {most} has the most divergent tokens, {spread_of(known[most], 1)}"
 
 
 def uncertainty_section(study: LabelStudy) -> CurvesSection:

@@ -19,7 +19,7 @@ from navtoken.commands.surroundings import progress_console
 from navtoken.engine import Engine, EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.generation import GenerationOptions, ModelOptions, ready_policy
-from navtoken.generation.calibration import needs_calibration
+from navtoken.generation.calibration import in_sampling, needs_calibration
 from navtoken.generation.options import FAMILIES
 from navtoken.policies import Policy, make_policy
 from navtoken.tasks import Problem, Task, load_task
@@ -168,7 +168,7 @@ def summary(result: dict[str, Any]) -> str:
 
 def _policy(options: SolveOptions, pair: ModelPair, task: Task | None) -> Policy:
     if not needs_calibration(options.policy):
-        return make_policy(options.policy)
+        return in_sampling(make_policy(options.policy), pair, options.sampling)
     source = load_task(options.calibrate_on) if options.calibrate_on else task
     if source is None:
         raise OptionError(

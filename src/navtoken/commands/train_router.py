@@ -20,7 +20,7 @@ from navtoken.analysis.plain import plain
 from navtoken.analysis.ranking import Resampling
 from navtoken.checkpoints import ModelPair
 from navtoken.commands.surroundings import progress_bars, progress_console
-from navtoken.commands.train_router_page import findings, write_page
+from navtoken.commands.train_router_page import findings, tested_problems, write_page
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.provenance import provenance
 from navtoken.report.markup import percent, write_whole
@@ -38,9 +38,11 @@ from navtoken.router_training.build import (
 )
 from navtoken.router_training.examples import (
     Examples,
+    check_splits,
     gather,
     identity_of,
     label_fingerprints,
+    splits_of,
 )
 from navtoken.router_training.quality import SHARES
 from navtoken.router_training.query import gather_queries
@@ -67,8 +69,13 @@ class TrainRouterOptions:
     """`token` judges every draft; `query` decides by the prompt alone who writes the whole response."""
     traces: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """For kind query: folder of verified traces of policies slm and llm on the same problems; may be repeated."""
+    test_labels: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Folder of labels that the router is only tested on (of drafts that are drawn in another way, say), on the problems that
+    it is tested on anyway; may be repeated."""
     import_official: Path | None = None
     """Take this official R2R checkpoint (.pt) instead of training; LABELS, where given, test it and find its thresholds."""
+    allow_test_problems: bool = False
+    """Learn from problems of another split than train, too. Whoever does so can no longer test on that split."""
     cut_off: bool = False
     """Learn from (and test on) responses too that ran into the length limit, in which the LLM itself was lost."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -101,6 +108,12 @@ class TrainRouterOptions:
             )
         if self.kind == "token" and not self.labels and not self.import_official:
             raise TrainRouterError("give LABELS: folders that `navtoken label` wrote")
+        if self.test_labels and not self.labels:
+            raise TrainRouterError(
+                "--test-labels are only tested on: give LABELS, too, from which weights or thresholds come"
+            )
+        if twice := {each.resolve() for each in self.labels} & {each.resolve() for each in self.test_labels}:
+            raise TrainRouterError(f"{min(twice)} is among LABELS and --test-labels; leave one out")
         if self.resamples < 0:
             raise TrainRouterError(f"resamples is {self.resamples}; give at least 0")
 
@@ -109,13 +122,20 @@ class TrainRouterOptions:
         """Folders that are learnt from."""
         return self.labels or self.traces
 
+    @property
+    def read(self) -> tuple[Path, ...]:
+        """Folders that are read at all."""
+        return self.sources + self.test_labels
+
 
 def run(options: TrainRouterOptions, console: Console, pair: ModelPair | None = None) -> dict[str, Any]:
     """Train or import, find thresholds, print the report, write router, page and JSON; returns the JSON."""
     options.check()
     progress = progress_console()
     if options.sources:
-        found = label_fingerprints(options.sources)
+        found = label_fingerprints(options.read)
+        if not options.allow_test_problems:
+            check_splits(splits_of(options.sources))
     loaded = pair or options.models.load()
     if not options.sources:
         return _bare_import(options, loaded, console)
@@ -170,14 +190,15 @@ def build(options: TrainRouterOptions, pair: ModelPair, bars: Progress) -> Built
 
 def gathered(options: TrainRouterOptions, pair: ModelPair, bars: Progress) -> Examples:
     """The examples of all folders."""
-    bar = bars.add_task("reading labels", total=sum(num_responses(folder) for folder in options.sources))
+    bar = bars.add_task("reading labels", total=sum(num_responses(folder) for folder in options.read))
 
     def advance(num: int) -> None:
         bars.advance(bar, num)
 
     if options.kind == "query":
         return gather_queries(options.traces, pair, num_logits_of_queries(options.network, pair), advance)
-    return gather(options.labels, pair.vocab_size, _examples_folder(options), advance, options.cut_off)
+    folder = _examples_folder(options)
+    return gather(options.labels, pair.vocab_size, folder, advance, options.cut_off, options.test_labels)
 
 
 def _trained(
@@ -223,14 +244,17 @@ def _record(options: TrainRouterOptions, pair: ModelPair) -> dict[str, Any]:
     for name, value in nested.items():
         flat |= value if isinstance(value, dict) else {name: value}
     flat |= {
-        "labels": [str(folder) for folder in options.labels],
-        "traces": [str(each) for each in options.traces],
+        name: [str(folder) for folder in getattr(options, name)]
+        for name in ("labels", "traces", "test_labels")
     }
-    sources = {}
-    for folder in options.sources:
+    sources, splits = {}, splits_of(options.read)
+    for folder in options.read:
         record = read_provenance(folder)
-        arguments = record.get("arguments", {})
-        sources[str(folder)] = {"created": record.get("created"), "arguments": arguments}
+        sources[str(folder)] = {
+            "created": record.get("created"),
+            "splits": splits[str(folder)],
+            "arguments": record.get("arguments", {}),
+        }
     made: dict[str, Any] = plain(json.loads(json.dumps(provenance(fingerprints(pair), **flat), default=str)))
     return made | {"sources": plain(json.loads(json.dumps(sources, default=str)))}
 
@@ -255,6 +279,8 @@ def as_json(built: Built, card: RouterCard, options: TrainRouterOptions) -> dict
             "num_left_out": examples.num_left_out,
             "counts": built.counts,
             "modes": list(examples.modes),
+            "learnt_modes": list(built.learnt_modes),
+            "splits": {folder: each["splits"] for folder, each in card.provenance["sources"].items()},
             "tasks": list(examples.tasks),
             "parameters": built.network.num_parameters,
             "shape": card.shape.as_json(),
@@ -264,6 +290,7 @@ def as_json(built: Built, card: RouterCard, options: TrainRouterOptions) -> dict
             "test": [quality.as_json() for quality in built.qualities],
             "thresholds": [asdict(stored) for stored in card.thresholds],
             "default_threshold": card.default_threshold,
+            "own_threshold": built.own_threshold,
             "from_labels": [asdict(each) for each in built.from_labels],
             "provenance": card.provenance,
         }
@@ -293,10 +320,13 @@ def print_built(console: Console, built: Built, options: TrainRouterOptions) -> 
     console.print(_thresholds(built))
     default = built.card.default_threshold
     name = "query" if built.card.kind == "query" else "router"
+    known = (
+        "which the checkpoint brought; ask for a share found here with share="
+        if built.own_threshold
+        else f"LLM share {options.thresholds.default_share:g} in generation"
+    )
     console.print(
-        f"policy {name}:{options.out} routes at its default threshold {default:g} (LLM share "
-        f"{options.thresholds.default_share:g} in generation)",
-        soft_wrap=True,
+        f"policy {name}:{options.out} routes at its default threshold {default:g} ({known})", soft_wrap=True
     )
 
 
@@ -312,7 +342,7 @@ def _qualities(built: Built) -> Table:
         "recall at 0.2",
         "ECE",
     ]
-    table = _table("On problems that the router never saw", headings)
+    table = _table(f"On {tested_problems(built)}", headings)
     at = SHARES.index(0.2)
     for each in built.qualities:
         table.add_row(

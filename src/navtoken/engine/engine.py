@@ -97,6 +97,9 @@ class Engine:
         """
         self._check_request(prompt_ids, sampling, max_tokens, seed)
         policy = self.policy if policy is None else self._ready(policy)
+        # Of several routers the largest counts for all of them: an upper bound, as for bytes.
+        if policy.router_parameters > self.costs.router_parameters:
+            self.costs = replace(self.costs, router_parameters=policy.router_parameters)
         context = min(self.pair[model].card.context for model in policy.models)
         max_len = context if max_tokens is None else min(context, len(prompt_ids) + max_tokens)
         check_prompt(len(prompt_ids), [self.pair[model] for model in policy.models])

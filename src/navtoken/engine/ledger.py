@@ -51,6 +51,9 @@ class ModelLedger:
         self.read_tokens += end
 
 
+ROUTER_BYTES = 4
+"""Bytes of a router's parameter: it computes in float32."""
+
 COUNTS = (
     "discarded_drafts",
     "rolled_back_tokens",
@@ -177,10 +180,15 @@ class Costs:
         return models + 2.0 * ledger.router_calls * self.router_parameters
 
     def bytes(self, ledger: Ledger) -> float:
-        """Bytes of weights and KV cache read. Of a sequence's ledger: as if it had run alone."""
-        return float(
-            sum(
-                card.bytes(count.passes, count.tokens, count.read_tokens)
-                for card, count in zip((self.slm, self.llm), ledger.models, strict=True)
-            )
+        """Bytes of weights and KV cache read. Of a sequence's ledger: as if it had run alone.
+
+        The router's weights are read once per SLM pass in which it judged anything. A sequence has one draft judged in such a
+        pass, so its calls are those passes, exactly. Of an engine's ledger they are at most its SLM passes: an upper bound where
+        only some of them ask the router, the exact number where all do.
+        """
+        models = sum(
+            card.bytes(count.passes, count.tokens, count.read_tokens)
+            for card, count in zip((self.slm, self.llm), ledger.models, strict=True)
         )
+        router_passes = min(ledger.router_calls, ledger.slm.passes)
+        return float(models + router_passes * self.router_parameters * ROUTER_BYTES)

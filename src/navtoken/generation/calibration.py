@@ -6,20 +6,23 @@ on after an interruption routes exactly as before, and it is part of the policy'
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 from navtoken.checkpoints import ModelPair
-from navtoken.engine import CalibrationOptions, calibrate
+from navtoken.engine import CalibrationOptions, SamplingParams, calibrate
 from navtoken.generation.options import GenerationOptions
 from navtoken.labeling.oracle import LiveVerdict
 from navtoken.labeling.verdicts import verifier_named
-from navtoken.policies import Policy, ThresholdPolicy, make_policy
+from navtoken.policies import Policy, PolicyError, ThresholdPolicy, make_policy
 from navtoken.policies.oracle import OraclePolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.router import ALL_TASKS
+from navtoken.router.splits import part_of
 from navtoken.tasks import Problem, Task, load_task
+from navtoken.tasks.base import ExhaustedError
 from navtoken.tasks.finite import MissingSplitError
 from navtoken.tasks.prompts import render
 
@@ -68,7 +71,7 @@ def ready_policy(
     if isinstance(policy, OraclePolicy):
         return policy.with_verdict(_live_verdict(policy, pair, task, options, problems))
     if not needs_calibration(asked):
-        return policy
+        return in_sampling(policy, pair, options.sampling)
     if options.calibrate_on is None and (stored := _stored(policy, pair, task, options)) is not None:
         return stored
     calibrations = calibrations or Calibrations()
@@ -80,6 +83,19 @@ def ready_policy(
     return make_policy(calibrations.references[key])
 
 
+def in_sampling(policy: Policy, pair: ModelPair, sampling: SamplingParams) -> Policy:
+    """The policy as it is meant at these sampling parameters: a router without a threshold or share has a default for each."""
+    if not isinstance(policy, RouterPolicy):
+        return policy
+    return policy.in_sampling(asdict(sampling), pair.llm.fingerprint)
+
+
+def live_verdict(policy: Policy) -> LiveVerdict | None:
+    """Who answers an oracle; None for other policies."""
+    verdict = policy.verdict if isinstance(policy, OraclePolicy) else None
+    return verdict if isinstance(verdict, LiveVerdict) else None
+
+
 def _stored(policy: Policy, pair: ModelPair, task: Task, options: GenerationOptions) -> Policy | None:
     """The policy with a threshold that was found before, where it brings one for this task and sampling.
 
@@ -87,8 +103,10 @@ def _stored(policy: Policy, pair: ModelPair, task: Task, options: GenerationOpti
     """
     if not isinstance(policy, RouterPolicy):
         return None
+    # Responses that get longer, or are cut off sooner, give another share at the same threshold.
+    limit = options.limit(pair)
     for name in (task.name,) if _has_training_split(task) else (task.name, ALL_TASKS):
-        if found := policy.stored(name, asdict(options.sampling), pair.llm.fingerprint):
+        if found := policy.stored(name, asdict(options.sampling), pair.llm.fingerprint, limit):
             return make_policy(found.reference)
     return None
 
@@ -113,16 +131,43 @@ def _live_verdict(
 
 
 def _calibrated(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> Policy:
-    problems = source.problems("train", options.calibration_num, options.seed)
+    policy = make_policy(asked)
+    problems = list(_calibration_problems(policy, source, options))
+    if not problems:
+        raise PolicyError(
+            f"'{asked}' has no problems to be calibrated on: none of '{source.name}' in 'train' was kept from the router's "
+            "training; give it a threshold, or name another task with calibrate_on"
+        )
     prompts = [render(pair.tokenizer, source, problem, options.prompts).ids for problem in problems]
     how = CalibrationOptions(max_tokens=options.limit(pair), seed=options.seed)
-    return calibrate(make_policy(asked), pair, prompts, options.sampling, how, options.engine)
+    return calibrate(policy, pair, prompts, options.sampling, how, options.engine)
+
+
+def _calibration_problems(policy: Policy, source: Task, options: GenerationOptions) -> Iterator[Problem]:
+    """Problems of the training split; for a router those that its weights were not learnt from, as many of them as there are.
+
+    On what it learnt from a router is surer of itself than elsewhere, and a threshold found there gives another share.
+    """
+    num = options.calibration_num
+    if not isinstance(policy, RouterPolicy):
+        return source.problems("train", num, options.seed)
+    return islice(_kept_from_training(source, options.seed), num)
+
+
+def _kept_from_training(source: Task, seed: int) -> Iterator[Problem]:
+    try:
+        for problem in source.problems("train", None, seed):
+            if part_of(problem.problem_id) == "validation":
+                yield problem
+    except ExhaustedError:
+        return
 
 
 def _key(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) -> str:
+    policy = make_policy(asked)
     parts = {
         # As the policy names itself: a router's weights are part of that.
-        "policy": make_policy(asked).reference,
+        "policy": policy.reference,
         "task": source.name,
         "num": options.calibration_num,
         "seed": options.seed,
@@ -133,4 +178,6 @@ def _key(asked: str, pair: ModelPair, source: Task, options: GenerationOptions) 
         "llm": pair.llm.fingerprint,
         "dtypes": [str(loaded.model.dtype) for loaded in (pair.slm, pair.llm)],
     }
+    if isinstance(policy, RouterPolicy):
+        parts["part"] = "validation"
     return json.dumps(parts)

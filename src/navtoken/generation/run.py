@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine
 from navtoken.engine.options import OptionError
-from navtoken.generation.calibration import Calibrations, needs_calibration, ready_policy
+from navtoken.generation.calibration import Calibrations, live_verdict, needs_calibration, ready_policy
 from navtoken.generation.loop import Request, respond
 from navtoken.generation.options import GenerationOptions, ModelOptions
 from navtoken.policies import Policy, make_policy
@@ -136,16 +136,22 @@ def _fill(
         completed=len(cell.requests) - len(missing),
     )
     flushed = monotonic()
-    for trace in respond(Engine(pair, cell.policy, wanted.engine), missing, wanted):
-        writer.write(trace)
-        progress.advance(bar)
-        if monotonic() - flushed > FLUSH_SECONDS:
-            writer.flush()
-            flushed = monotonic()
+    try:
+        for trace in respond(Engine(pair, cell.policy, wanted.engine), missing, wanted):
+            writer.write(trace)
+            progress.advance(bar)
+            if monotonic() - flushed > FLUSH_SECONDS:
+                writer.flush()
+                flushed = monotonic()
+    finally:
+        if verdict := live_verdict(cell.policy):
+            verdict.close()
     # The next cell may be the same policy under another name: it must find these.
     writer.flush()
     if progress.disable and progress.console.stderr:
         progress.console.print(f"{cell.asked} · {cell.task.name}: {len(cell.requests)} responses")
+    if missing and (verdict := live_verdict(cell.policy)):
+        progress.console.print(f"{cell.asked} · {cell.task.name}: {verdict.told()}", markup=False)
 
 
 def _progress(console: Console | None) -> Progress:

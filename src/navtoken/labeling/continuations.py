@@ -74,6 +74,8 @@ class Continued:
     """The draft, then what the LLM wrote greedily, an end-of-sequence token included; empty where it failed."""
     error: str | None = None
     """Why there is no continuation."""
+    ended: bool = False
+    """Does the response end there? False where its sentence does, or where a limit of length cut it off."""
 
 
 class Continuer(Protocol):
@@ -176,8 +178,10 @@ class EngineContinuer:
     def _launch(self, ask: Ask, prefix: Prefix | None, flights: dict[Row, _Flight]) -> Iterator[Continued]:
         """Hand an ask to the engine; answers at once where there is nothing to write, or no way to."""
         drafted = [ask.draft]
-        if ask.draft in self.pair.llm.eos_token_ids or ask.size(drafted):
-            yield Continued(ask.key, drafted)
+        # The SLM's own ends too: with such a draft a routed response is over.
+        over = ask.draft in self.pair.slm.eos_token_ids | self.pair.llm.eos_token_ids
+        if over or ask.size(drafted):
+            yield Continued(ask.key, drafted, ended=over)
             return
         try:
             row = self._engine.add(
@@ -192,21 +196,42 @@ class EngineContinuer:
         flights[row] = _Flight(ask, drafted)
 
     def _advance(self, flights: dict[Row, _Flight]) -> Iterator[Continued]:
-        """One step. Logits that are not numbers take all that is in flight with them, and a new engine goes on."""
+        """One step. Logits that are not numbers lose all that is in flight: a new engine is asked again, one at a time, so that
+        only those fail that fail alone."""
         try:
             events = self._engine.step()
         except BadLogitsError as error:
-            lost = [flight.ask.key for flight in flights.values()]
+            lost = [flight.ask for flight in flights.values()]
             flights.clear()
-            self._spent.add(self._engine.ledger)
-            self._engine = Engine(self.pair, LLMPolicy(), self.options)
-            self._kept.clear()
-            yield from (Continued(key, error=str(error)) for key in lost)
+            self._renew()
+            if len(lost) == 1:
+                yield Continued(lost[0].key, error=str(error))
+            else:
+                yield from self._one_by_one(lost)
             return
         for event in events:
             # Those that were cut off at their sentence's end are told of once more.
             if flight := flights.get(event.sequence):
                 yield from self._hear(event, flight, flights)
+
+    def _one_by_one(self, asks: Iterable[Ask]) -> Iterator[Continued]:
+        queue = self._queue(asks)
+        flights: dict[Row, _Flight] = {}
+        try:
+            for ask, prefix in queue:
+                yield from self._launch(ask, prefix, flights)
+                while flights:
+                    yield from self._advance(flights)
+        finally:
+            queue.close()
+            for row in flights:
+                self._engine.abort(row)
+
+    def _renew(self) -> None:
+        """A new engine in place of one that failed."""
+        self._spent.add(self._engine.ledger)
+        self._engine = Engine(self.pair, LLMPolicy(), self.options)
+        self._kept.clear()
 
     def _hear(self, event: Event, flight: _Flight, flights: dict[Row, _Flight]) -> Iterator[Continued]:
         ids = flight.token_ids
@@ -219,4 +244,4 @@ class EngineContinuer:
         del flights[event.sequence]
         if event.finish_reason is None:
             self._engine.abort(event.sequence)
-        yield Continued(flight.ask.key, ids[:size])
+        yield Continued(flight.ask.key, ids[:size], ended=event.finish_reason == "stop" and size == len(ids))

@@ -10,7 +10,7 @@ Tasks with exact judges of their own (`same_step`, `outcome`) need no such thing
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from navtoken.labeling.openai_client import (
@@ -23,7 +23,7 @@ from navtoken.labeling.openai_client import (
     first_choice,
 )
 from navtoken.labeling.verdicts import Question, VerdictError, same_text
-from navtoken.reference import Reference
+from navtoken.reference import Reference, parse_reference
 from navtoken.tasks import Problem, Task
 
 Disagreement = Literal["divergent", "neutral", "invalid"]
@@ -133,6 +133,11 @@ class Judge:
             if option.name in _IN_NAME and value != option.default:
                 given[option.name] = str(value)
         return str(Reference("judge", self.options.endpoint.url, given))
+
+    @property
+    def identity(self) -> str:
+        """The name without the address: by that alone no verdict changes."""
+        return str(replace(parse_reference(self.name), target=None))
 
     def check(self, task: Task) -> None:
         """Ask one easy question, so that a wrong address, key or model shows before the work.

@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+REMOTE = "remote:"
+"""How the place of a fingerprint begins where the LLM ran elsewhere: nobody knows its weights."""
+
 
 class Label(IntEnum):
     """Class of one response token; -1 in a trace is one that nobody looked at."""

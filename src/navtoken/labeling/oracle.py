@@ -4,14 +4,16 @@ What a policy asks (`policies.oracle.Question`) names tokens only; which problem
 routes like this to save time, but the prefixes that grow with a response are kept, so that each costs no more than what is new.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import EngineOptions
 from navtoken.engine.options import DEFAULTS
 from navtoken.labeling import verdicts
-from navtoken.labeling.continuations import Ask, EngineContinuer
+from navtoken.labeling.continuations import Ask, Continued, EngineContinuer
 from navtoken.labeling.sentences import SentenceEnds
 from navtoken.labeling.texts import PARTIAL, added_text, text_of
 from navtoken.labeling.verdicts import Verifier
@@ -21,6 +23,9 @@ from navtoken.tasks import Problem, Task
 from navtoken.tasks.prompts import PromptOptions, render
 
 __all__ = ["LiveVerdict"]
+
+STREAK = 64
+"""So many questions in a row without an answer are no accident: what goes on would be the LLM alone under the oracle's name."""
 
 
 class LiveVerdict:
@@ -51,9 +56,15 @@ class LiveVerdict:
         self._max_tokens = max_tokens or pair.llm.card.context
         self._ends = None if verifier.to_end else SentenceEnds.of(pair.tokenizer, task)
         self._engine_options = engine
+        self._counts = {"answered": 0, "failed": 0, "undecided": 0}
+        self._errors = Counter[str]()
+        self._streak = 0
 
     def __call__(self, questions: Sequence[Question]) -> list[bool]:
-        """For each question: does the draft diverge? Yes too where a branch fails or nobody can tell: the LLM is the safe side."""
+        """For each question: does the draft diverge? Yes too where a branch fails or nobody can tell: the LLM is the safe side.
+
+        Raises `PolicyError` where that is so of one question after the other, and what the verifier raises.
+        """
         branches = self._branches(questions)
         asked: dict[int, verdicts.Question] = {}
         for index, question in enumerate(questions):
@@ -61,20 +72,48 @@ class LiveVerdict:
             if llm and slm:
                 asked[index] = self._as_text(question, llm, slm)
         answers = dict(zip(asked, self.verifier.same(list(asked.values())), strict=True)) if asked else {}
+        for index in range(len(questions)):
+            self._count(
+                "failed" if index not in asked else "undecided" if answers[index] is None else "answered"
+            )
         return [answers.get(index) is not True for index in range(len(questions))]
+
+    def summary(self) -> dict[str, Any]:
+        """Questions by what came of them (`failed`: no branch; `undecided`: no verdict), why branches failed, and the verifier's."""
+        return {**self._counts, "errors": dict(self._errors), "verdicts": self.verifier.summary()}
+
+    def told(self) -> str:
+        """What came of the questions, in words."""
+        return ", ".join(f"{num} questions {outcome}" for outcome, num in self._counts.items())
+
+    def close(self) -> None:
+        """Let go of the verifier's connections."""
+        self.verifier.close()
+
+    def _count(self, outcome: str) -> None:
+        self._counts[outcome] += 1
+        self._streak = 0 if outcome == "answered" else self._streak + 1
+        if self._streak >= STREAK:
+            why = f"; branches failed with: {next(iter(self._errors))}" if self._errors else ""
+            raise PolicyError(
+                f"the oracle for task '{self.task.name}' got no verdict {self._streak} times in a row ({self.told()}){why}; what is written "
+                f"is kept, mend this or take another verifier than '{self.verifier.name}'"
+            )
 
     @cached_property
     def continuer(self) -> EngineContinuer:
         """The LLM that writes the branches. Not made before it is needed: its caches take memory."""
         return EngineContinuer(self.pair, self._engine_options, keep=self._engine_options.max_rows)
 
-    def _branches(self, questions: Sequence[Question]) -> dict[object, Sequence[int]]:
-        """Both branches of each question, by number and model."""
-        return {
-            each.key: each.token_ids
-            for each in self.continuer.continue_all(self._asks(questions))
-            if each.error is None
-        }
+    def _branches(self, questions: Sequence[Question]) -> dict[object, Continued]:
+        """Both branches of each question, by number and model; those that fail are counted and left out."""
+        found: dict[object, Continued] = {}
+        for each in self.continuer.continue_all(self._asks(questions)):
+            if each.error is None:
+                found[each.key] = each
+            else:
+                self._errors[each.error.split("\n")[0][:200]] += 1
+        return found
 
     def _asks(self, questions: Sequence[Question]) -> Iterable[Ask]:
         for index, question in enumerate(questions):
@@ -90,11 +129,11 @@ class LiveVerdict:
                     ends=self._ends,
                 )
 
-    def _as_text(self, question: Question, llm: Sequence[int], slm: Sequence[int]) -> verdicts.Question:
+    def _as_text(self, question: Question, llm: Continued, slm: Continued) -> verdicts.Question:
         before, tokenizer = list(question.response_ids), self.pair.tokenizer
         prefix = text_of(tokenizer, before).rstrip(PARTIAL)
-        own, branch = (added_text(tokenizer, before, ids) for ids in (llm, slm))
-        return verdicts.Question(self.task, self._problem(question), prefix, own, branch)
+        own, branch = (added_text(tokenizer, before, each.token_ids) for each in (llm, slm))
+        return verdicts.Question(self.task, self._problem(question), prefix, own, branch, slm.ended)
 
     def _problem(self, question: Question) -> Problem:
         found = self._by_prompt.get(tuple(question.prompt_ids))

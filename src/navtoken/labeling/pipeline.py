@@ -29,7 +29,7 @@ from navtoken.labeling.sentences import SentenceEnds
 from navtoken.labeling.texts import PARTIAL, added_text
 from navtoken.labeling.verdicts import Question, Verifier
 from navtoken.tasks import Problem, Task
-from navtoken.trace import Trace
+from navtoken.trace import Key, Trace
 
 __all__ = ["Labeler", "LabelingError", "Response", "Tally"]
 
@@ -37,6 +37,8 @@ WINDOW_BATCHES = 2
 """Of so many batches' tokens a window's responses are."""
 STREAK = 64
 """So many continuations in a row that fail are no accident: the run stops rather than fill a folder with invalid labels."""
+STREAK_RESPONSES = 3
+"""Of so many responses at least: one that is odd may fail at hundreds of positions."""
 
 
 class LabelingError(ValueError):
@@ -79,6 +81,8 @@ class _Open:
     """Per position to be judged, where the LLM's own text ends that is compared."""
     branches: dict[int, Sequence[int]] = field(default_factory=dict)
     """Per position that was continued, the draft and how the LLM goes on from it."""
+    cut_off: set[int] = field(default_factory=set)
+    """Positions whose branch did not end the response."""
 
     @property
     def token_ids(self) -> list[int]:
@@ -126,9 +130,13 @@ class Labeler:
     """Tokens that end the LLM's responses: one that ends so is whole."""
     sentence_tokens: int = 64
     """Longest text that is compared where sentences are, and the longest branch that a trace keeps."""
+    context: int | None = None
+    """Longest prompt and response of the LLM; None takes the SLM's."""
     tally: Tally = field(default_factory=Tally)
     _ends: dict[str, SentenceEnds] = field(default_factory=dict)
     _streak: int = 0
+    _failing: set[Key] = field(default_factory=set)
+    """Responses of the streak."""
 
     def label(self, responses: Iterable[Response]) -> Iterator[Trace]:
         """Yields each response, labelled, window by window in their order.
@@ -206,15 +214,19 @@ class Labeler:
             number, position = key
             if continued.error is None:
                 self._streak = 0
+                self._failing.clear()
                 entries[number].branches[position] = continued.token_ids
+                if not continued.ended:
+                    entries[number].cut_off.add(position)
             else:
                 self._fail(entries[number], position, continued.error)
 
     def _asks(self, number: int, entry: _Open) -> Iterator[Ask]:
         trace, to_end = entry.response.trace, self.verifier.to_end
         ends = None if to_end else self._ends_for(entry.response.task)
-        # A branch may go on as long as the response might have; where that had no limit, twice as long as it is.
-        limit = trace.sampling.get("max_tokens") or 2 * len(trace.response_ids)
+        # A branch may go on as long as the response might have.
+        context = self.context or self.reader.slm.card.context
+        limit = trace.sampling.get("max_tokens") or context - len(trace.prompt_ids)
         for position in list(entry.ends):
             yield Ask(
                 key=_Place(number, position),
@@ -227,7 +239,8 @@ class Labeler:
 
     def _fail(self, entry: _Open, position: int, error: str) -> None:
         self._streak += 1
-        if self._streak >= STREAK:
+        self._failing.add(entry.response.trace.key)
+        if self._streak >= STREAK and len(self._failing) >= STREAK_RESPONSES:
             raise LabelingError(
                 f"{self._streak} continuations in a row failed, the last of them with: {error}; what is labelled is kept, mend "
                 "this and run the same again"
@@ -249,13 +262,17 @@ class Labeler:
 
     def _questions(self, entry: _Open) -> Iterator[Question]:
         _, task, problem = entry.response
-        ids, prefix, done = entry.token_ids, "", 0
+        ids, text, done = entry.token_ids, "", 0
+        found = []
         for position, end in entry.ends.items():
-            prefix = prefix.rstrip(PARTIAL) + self._added(ids, done, ids[done:position])
+            text = (text + self._added(ids, done, ids[done:position])).rstrip(PARTIAL)
             done = position
             own = self._added(ids, position, ids[position:end])
             branch = self._added(ids, position, entry.branches[position])
-            yield Question(task, problem, prefix.rstrip(PARTIAL), own, branch)
+            found.append((len(text), own, branch, position not in entry.cut_off))
+        # Each text is the start of the next: all share the last one.
+        for at, own, branch, ended in found:
+            yield Question(task, problem, text, own, branch, ended, at)
 
     def _added(self, ids: Sequence[int], position: int, added: Sequence[int]) -> str:
         return added_text(self.tokenizer, ids, added, position)

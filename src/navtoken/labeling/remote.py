@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self, TypeGuard
 from navtoken.engine import Ledger, SamplingParams
 from navtoken.engine.options import GREEDY, OptionError
 from navtoken.labeling.continuations import Ask, Continued
+from navtoken.labeling.labels import REMOTE
 from navtoken.labeling.openai_client import (
     BadAnswerError,
     Body,
@@ -73,7 +74,7 @@ class RemoteLLM:
     @property
     def reference(self) -> str:
         """Which LLM this is, recorded with what it wrote: by name, for the same one may move to another address."""
-        return f"remote:{self.endpoint.options.model}"
+        return f"{REMOTE}{self.endpoint.options.model}"
 
     @property
     def _named(self) -> str:
@@ -196,13 +197,18 @@ class RemoteContinuer:
             if isinstance(answer, RequestError):
                 yield Continued(ask.key, error=str(answer))
             else:
-                yield Continued(ask.key, answer)
+                token_ids, ended = answer
+                yield Continued(ask.key, token_ids, ended=ended)
 
-    async def _continued(self, ask: Ask) -> list[int]:
-        """The draft and what follows: a stop string may stop within a number, so it takes one request or several."""
+    async def _continued(self, ask: Ask) -> tuple[list[int], bool]:
+        """The draft and what follows, and whether the response ends there.
+
+        A stop string may stop within a number, so it takes one request or several.
+        """
         token_ids = [ask.draft]
         stop = () if ask.ends is None else ask.ends.endings[:MOST_STOPS]
-        size = 1 if ask.draft in self.eos_token_ids else ask.size(token_ids)
+        ended = ask.draft in self.eos_token_ids
+        size = 1 if ended else ask.size(token_ids)
         while size is None:
             known = len(token_ids) - 1
             # Where only the next token tells whether the sentence has ended, it alone is asked for.
@@ -212,7 +218,8 @@ class RemoteContinuer:
             token_ids += told.token_ids
             # Without a token there is no going on: the context is full.
             size = ask.size(token_ids, known, more=bool(told.token_ids) and not told.ended)
-        return token_ids[:size]
+            ended = told.ended
+        return token_ids[:size], ended and size == len(token_ids)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ A verdict of None is no verdict: the position becomes invalid, never a label. Wh
 of an answer would teach a router to mistrust whatever the verifier cannot read.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -28,12 +29,21 @@ class Question:
 
     task: Task
     problem: Problem
-    prefix: str
-    """The response before the position."""
+    text: str
+    """The response, as far as a question about it needs it: one text for all of them, which are many."""
     llm: str
     """The LLM's own text from the position on."""
     slm: str
     """The branch: the SLM's token at the position, and how the LLM goes on from it."""
+    ended: bool = True
+    """Does the branch end the response? False where it ends with its sentence, or by a limit of length."""
+    at: int | None = None
+    """Characters of the text that stand before the position; None: all."""
+
+    @property
+    def prefix(self) -> str:
+        """The response before the position."""
+        return self.text[: self.at]
 
 
 class Verifier(Protocol):
@@ -41,7 +51,12 @@ class Verifier(Protocol):
 
     @property
     def name(self) -> str:
-        """The verifier in the grammar of references: recorded with the labels, which it decides."""
+        """The verifier in the grammar of references."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """The verifier without its address, recorded with the labels, which it decides: the same one may move."""
         ...
 
     @property
@@ -89,12 +104,25 @@ class _Counting:
 
     def __init__(self) -> None:
         self._counts = {"same": 0, "other": 0, "none": 0}
+        self._errors = Counter[str]()
+
+    @property
+    def identity(self) -> str:
+        return self.name
 
     def check(self, task: Task) -> None:
         """Serves every task."""
 
     def same(self, questions: Sequence[Question]) -> list[bool | None]:
-        return [self._counted(self._verdict(question)) for question in questions]
+        return [self._counted(self._told(question)) for question in questions]
+
+    def _told(self, question: Question) -> bool | None:
+        """The verdict; none where the task's own code fails, which may be anybody's and reads what models write."""
+        try:
+            return self._verdict(question)
+        except Exception as error:  # noqa: BLE001
+            self._errors[type(error).__name__] += 1
+            return None
 
     def _verdict(self, question: Question) -> bool | None:
         raise NotImplementedError
@@ -104,7 +132,7 @@ class _Counting:
         return verdict
 
     def summary(self) -> dict[str, Any]:
-        return {"verdict": self.name, **self._counts}
+        return {"verdict": self.name, **self._counts, "errors": dict(self._errors)}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -148,8 +176,9 @@ class SameStep(_Counting):
 class Outcome(_Counting):
     """Both continuations run to the end of the response: do they reach the same final answer?
 
-    Right answers are the same however they are written; wrong ones are where the task finds them equal. A branch without an
-    answer misses the LLM's; where the LLM states none there is nothing to reach, so no verdict.
+    Right answers are the same however they are written; wrong ones are where the task finds them equal. A branch that ends
+    without an answer misses the LLM's; one that was cut off before might have reached it, so no verdict. Where the LLM states
+    none there is nothing to reach, so no verdict either.
     """
 
     name = "outcome"
@@ -164,7 +193,7 @@ class Outcome(_Counting):
         if ours is None:
             return None
         if theirs is None:
-            return False
+            return False if question.ended else None
         right = [task.verify(problem, text) for text in (llm, slm)]
         return all(right) if any(right) else _same_wrong(question, ours, theirs)
 

@@ -113,6 +113,9 @@ class RouterPolicy(ThresholdPolicy):
     embedding: nn.Module | None = field(default=None, repr=False, compare=False)
     """The SLM's, once the policy is joined to a pair."""
 
+    by_default: bool = field(default=False, compare=False)
+    """Is the threshold the router's default, as no other was asked for?"""
+
     name = "router"
     llm_above = True
 
@@ -143,14 +146,29 @@ class RouterPolicy(ThresholdPolicy):
         self.router.on(_device_of(pair))
         return replace(self, embedding=embedding_of(self.router.card, pair))
 
-    def stored(self, task: str, sampling: Mapping[str, Any], llm: str | None = None) -> Self | None:
+    def stored(
+        self,
+        task: str,
+        sampling: Mapping[str, Any],
+        llm: str | None = None,
+        max_tokens: int | None = None,
+    ) -> Self | None:
         """The policy with the threshold that was stored for its share on a task (`all` is all together) at these sampling
-        parameters; None where there is none, or the LLM with this fingerprint is not the one it was found with."""
+        parameters and this length limit; None where there is none, or the LLM with this fingerprint is not the one it was found with."""
         card = self.router.card
         if self.share is None or (llm is not None and llm != card.pair.fingerprints.get("llm")):
             return None
-        threshold = card.threshold_for(task, sampling, self.share)
+        threshold = card.threshold_for(task, sampling, self.share, max_tokens)
         return None if threshold is None else self.with_threshold(threshold)
+
+    def in_sampling(self, sampling: Mapping[str, Any], llm: str | None = None) -> Self:
+        """The policy for these sampling parameters: where nothing was asked for, the threshold that was stored for them and for the
+        share of the default one. The policy itself where there is none, or the LLM is not the one it was found with."""
+        card = self.router.card
+        if not self.by_default or (llm is not None and llm != card.pair.fingerprints.get("llm")):
+            return self
+        threshold = card.default_for(sampling)
+        return self if threshold is None else replace(self.with_threshold(threshold), by_default=False)
 
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
         signal_B = p_divergent(self.router, self.embedding, drafts)
@@ -161,7 +179,10 @@ Made = TypeVar("Made", bound=RouterPolicy)
 
 
 def make(reference: Reference) -> RouterPolicy:
-    """`router`, `router:FOLDER`, each with `threshold=` or `share=`; without either, the threshold stored as default."""
+    """`router`, `router:FOLDER`, each with `threshold=` or `share=`; without either, the threshold stored as default.
+
+    Who knows the sampling takes the one of `RouterPolicy.in_sampling`.
+    """
     return made_as(RouterPolicy, "token", reference)
 
 
@@ -178,4 +199,5 @@ def made_as(policy: type[Made], kind: Kind, reference: Reference) -> Made:
         raise PolicyError(
             f"'{reference}': the router has no default threshold; give threshold=0.4 or share=0.13"
         )
-    return policy(default, router=router, target=reference.target).with_threshold(default)
+    plain = policy(default, router=router, target=reference.target, by_default=True)
+    return plain.with_threshold(default)

@@ -25,6 +25,9 @@ FORMAT = 1
 ALL_TASKS = "all"
 """The task of a threshold that was found over all tasks together."""
 
+SHARE_TOLERANCE = 0.02
+"""A stored threshold that missed its LLM share by more is not the one that was asked for."""
+
 Kind = Literal["token", "query"]
 
 
@@ -64,6 +67,19 @@ class StoredThreshold:
     """LLM share in routed generation."""
     num_problems: int = 0
     """It was found on so many."""
+    max_tokens: int | None = None
+    """Longest response there; None is unknown."""
+
+    @property
+    def kept_share(self) -> bool:
+        """Did routing realise the share that was asked for, as far as anybody looked?"""
+        if self.share is None or self.realised_share is None:
+            return True
+        return abs(self.realised_share - self.share) <= SHARE_TOLERANCE
+
+    def fits_limit(self, max_tokens: int | None) -> bool:
+        """Was it found with this length limit? None on either side is unknown, and fits."""
+        return self.max_tokens is None or max_tokens is None or self.max_tokens == max_tokens
 
     def fits(self, sampling: Mapping[str, Any]) -> bool:
         """Was it found at these sampling parameters (names as in `SamplingParams`)?"""
@@ -104,13 +120,28 @@ class RouterCard:
     weights: str = ""
     """sha256 of the safetensors file; filled in when saved."""
 
-    def threshold_for(self, task: str, sampling: Mapping[str, Any], share: float) -> float | None:
-        """The stored threshold of a task and sampling for an LLM share; None where there is none."""
+    def threshold_for(
+        self, task: str, sampling: Mapping[str, Any], share: float, max_tokens: int | None = None
+    ) -> float | None:
+        """The stored threshold of a task, sampling and length limit for an LLM share; None where there is none that gave it."""
         for stored in self.thresholds:
             if stored.share is None or stored.task != task or not stored.fits(sampling):
                 continue
+            if not stored.kept_share or not stored.fits_limit(max_tokens):
+                continue
             if abs(stored.share - share) < 1e-9:
                 return stored.threshold
+        return None
+
+    def default_for(self, sampling: Mapping[str, Any]) -> float | None:
+        """The stored threshold of a sampling over all tasks, for the share that the default threshold was found for; None where
+        there is none."""
+        for stored in self.thresholds:
+            same = stored.threshold == self.default_threshold
+            if same and stored.task == ALL_TASKS and stored.share is not None:
+                found = self.threshold_for(ALL_TASKS, sampling, stored.share)
+                if found is not None:
+                    return found
         return None
 
     def as_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from navtoken.analysis.ranking import Resampling
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import SamplingParams
 from navtoken.generation import fingerprints
+from navtoken.labeling.labels import REMOTE
 from navtoken.policies.query import QueryPolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.router import (
@@ -34,9 +35,9 @@ from navtoken.router import (
     RouterShape,
     StoredThreshold,
 )
+from navtoken.router.splits import PARTS
 from navtoken.router_training.examples import Examples, ExamplesError, Target
 from navtoken.router_training.quality import SHARES, Quality, qualities, threshold_at_recall
-from navtoken.router_training.splits import PARTS
 from navtoken.router_training.thresholds import RoutedRuns, spread_prompts, stored_thresholds
 from navtoken.router_training.training import Epoch, Trained, predict
 
@@ -162,11 +163,32 @@ class Built:
     from_labels: tuple[LabelThreshold, ...] = ()
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """By part of the problems: labels of each class."""
+    own_threshold: bool = False
+    """Is the default threshold one that an imported checkpoint brought?"""
 
     @property
     def target(self) -> Target:
         found: Target = self.card.provenance["arguments"].get("target", "divergent")
         return found
+
+    @property
+    def imported(self) -> str | None:
+        """Name of the checkpoint that the weights are from; None for ones that were learnt here."""
+        found: str | None = self.card.provenance.get("imported_from")
+        return found
+
+    @property
+    def learnt_modes(self) -> tuple[str, ...]:
+        """How the drafts (or responses) were drawn that weights or thresholds are from."""
+        examples = self.examples
+        learnt_N = examples.part_N != PARTS.index("test")
+        return tuple(examples.modes[mode] for mode in np.unique(examples.mode_N[learnt_N]))
+
+    @property
+    def tested_modes(self) -> tuple[str, ...]:
+        """The same of the test part."""
+        examples = self.examples
+        return tuple(examples.modes[mode] for mode in np.unique(examples.mode_N[examples.of("test")]))
 
 
 def embedding_of(pair: ModelPair, shape: RouterShape) -> nn.Module | None:
@@ -183,7 +205,8 @@ def check_labels(found: dict[str, str], pair: ModelPair) -> None:
         ("llm", pair.llm.reference),
         ("tokenizer", "the pair's"),
     ):
-        if found.get(name, ours[name]) != ours[name]:
+        # Of an LLM behind an endpoint nobody knows the weights.
+        if found.get(name, ours[name]) != ours[name] and not found[name].startswith(REMOTE):
             raise ExamplesError(
                 f"the labels were made with another {name} ({found[name][:12]}) than {reference} ({ours[name][:12]}); give the "
                 "pair that they were made with as --slm and --llm"
@@ -227,15 +250,17 @@ def finish(
     index_N, p_N = probabilities("test")
     tell("testing")
     found = tuple(qualities(examples, index_N, p_N, target, resampling))
-    default = default_of(stored, options)
+    # A checkpoint that brings a threshold was tested with that one.
+    default = default_of(stored, options) if card.default_threshold is None else card.default_threshold
     report = {
         "target": target,
         "test": {each.name: summary(each) for each in found},
         "counts": counts(examples),
     }
+    own = card.default_threshold is not None
     card = replace(card, thresholds=tuple(stored), default_threshold=default, report=plain(report))
     history, best = (trained.history, trained.best) if trained else ((), 0)
-    return Built(network, card, examples, history, best, found, from_labels, counts(examples))
+    return Built(network, card, examples, history, best, found, from_labels, counts(examples), own)
 
 
 def default_of(stored: Sequence[StoredThreshold], options: ThresholdOptions) -> float:
@@ -273,8 +298,9 @@ def summary(quality: Quality) -> dict[str, Any]:
 
 
 def num_logits_of_queries(options: NetworkOptions, pair: ModelPair) -> int:
-    """How many logits are kept of prompts."""
-    return min(options.num_logits or TOP_K, pair.vocab_size)
+    """How many logits are kept of prompts: none where no input is made of them."""
+    usual = TOP_K if options.shape(pair, "query", pair.vocab_size).reads_logits else 0
+    return min(options.num_logits or usual, pair.vocab_size)
 
 
 def _runs(

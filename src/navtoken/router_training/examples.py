@@ -7,7 +7,7 @@ Shapes: N examples, K logits, D hidden size, V vocabulary.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from navtoken.labeling.labels import Label
+from navtoken.labeling.left_out import read_left_out
 from navtoken.router.features import DraftFeatures
-from navtoken.router_training.splits import PARTS, Part, part_of
+from navtoken.router.splits import PARTS, Part, part_of
 from navtoken.trace import Trace, TraceError, read_provenance, read_traces, shard_paths
 
 Target = Literal["divergent", "different"]
@@ -147,6 +148,29 @@ def label_fingerprints(folders: Sequence[Path]) -> dict[str, str]:
     return first
 
 
+def splits_of(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """By folder the splits that its problems are of, from the provenance of all its shards; `unknown` where it says nothing."""
+    return {
+        str(folder): sorted({_split_of(read_provenance(shard)) for shard in shard_paths(folder)})
+        for folder in folders
+    }
+
+
+def _split_of(record: dict[str, Any]) -> str:
+    arguments, source = record.get("arguments") or {}, record.get("source") or {}
+    return str(arguments.get("split") or (source.get("arguments") or {}).get("split") or "unknown")
+
+
+def check_splits(splits: Mapping[str, Sequence[str]]) -> None:
+    """Raise `ExamplesError` where a folder holds other problems than those of the split that is there to learn from."""
+    for folder, found in splits.items():
+        if wrong := [split for split in found if split != "train"]:
+            raise ExamplesError(
+                f"the problems in {folder} are of split '{wrong[0]}', and what is learnt from them can no longer be tested "
+                "there: make responses with --split train, or say --allow-test-problems"
+            )
+
+
 def draft_mode(record: dict[str, Any]) -> str:
     """How the drafts of a folder were drawn, from its provenance: `greedy`, `sampled T=1`."""
     arguments = record.get("arguments", {})
@@ -171,18 +195,28 @@ def gather(
     work: Path,
     tell: Callable[[int], object] = lambda _: None,
     cut_off: bool = False,
+    tested: Sequence[Path] = (),
 ) -> Examples:
     """Copy the valid labels of all folders into arrays under `work`; `tell` hears how many responses were read.
 
     With `cut_off` also those of responses that ran into the length limit. There the LLM itself is lost, as a rule in a loop:
-    its labels say little of where reasoning parts, and such a response has as many as twenty others. Raises `FileNotFoundError` and `TraceError`s for what cannot be read, `ExamplesError` for labels that do not go together.
+    its labels say little of where reasoning parts, and such a response has as many as twenty others. Problems without any
+    label are among the problems all the same. Of folders that are only `tested` on, the test part's problems are read and no
+    others. Raises `FileNotFoundError` and `TraceError`s for what cannot be read, `ExamplesError` for labels that do not go together.
     """
-    sizes = _sizes(folders, cut_off)
+    sizes = _sizes(folders, cut_off, tested)
     filling = _Filling(work, sizes, vocab_size)
     for folder in folders:
         filling.begin(draft_mode(read_provenance(folder)))
         for trace in read_traces(folder, columns=READ):
             filling.add(trace, _wanted(trace, cut_off))
+            tell(1)
+        filling.add_unlabelled(PromptOf(*left_out) for left_out in read_left_out(folder))
+    for folder in tested:
+        filling.begin(draft_mode(read_provenance(folder)))
+        for trace in read_traces(folder, columns=READ):
+            if _tested(trace):
+                filling.add(trace, _wanted(trace, cut_off))
             tell(1)
     return filling.done()
 
@@ -194,18 +228,19 @@ class _Sizes:
     hidden: int
 
 
-def _sizes(folders: Sequence[Path], cut_off: bool) -> _Sizes:
+def _sizes(folders: Sequence[Path], cut_off: bool, tested: Sequence[Path]) -> _Sizes:
     """How much room the examples take. Raises where a folder has no features, or others than the first."""
     num, shapes = 0, set[tuple[int, int]]()
-    for folder in folders:
+    for number, folder in enumerate((*folders, *tested)):
         for trace in read_traces(folder, columns=("label",)):
-            num += int(_wanted(trace, cut_off).sum())
+            if number < len(folders) or _tested(trace):
+                num += int(_wanted(trace, cut_off).sum())
         shapes.update(_shape(trace) for trace in _first_labelled(folder))
     if not num:
         raise ExamplesError(f"there is no valid label in {_names(folders)}; write some with `navtoken label`")
     if len(shapes) > 1:
         raise ExamplesError(
-            f"{_names(folders)} hold features of different sizes (logits, hidden): {sorted(shapes)}; label all of them with "
+            f"{_names((*folders, *tested))} hold features of different sizes (logits, hidden): {sorted(shapes)}; label all of them with "
             "one SLM and one number of logits"
         )
     return _Sizes(num, *shapes.pop())
@@ -238,6 +273,11 @@ def _wanted(trace: Trace, cut_off: bool) -> NDArray[np.bool_]:
     """Which labels are learnt from."""
     valid = _valid(trace)
     return valid if cut_off or trace.finish_reason != "length" else np.zeros_like(valid)
+
+
+def _tested(trace: Trace) -> bool:
+    """Is this one of the problems that are reported on? By nothing else may a test disturb what is learnt."""
+    return part_of(trace.problem_id) == "test"
 
 
 def _names(folders: Sequence[Path]) -> str:
@@ -273,7 +313,7 @@ class _Filling:
     def add(self, trace: Trace, keep: NDArray[np.bool_]) -> None:
         """Take the labels of a response that are to be kept."""
         # Without a label to learn from it is still one of the problems that thresholds must hold for.
-        problem = self._problem(trace)
+        problem = self._problem(PromptOf(trace.task, trace.problem_id, tuple(trace.prompt_ids)))
         self._num_left_out += int((~keep).sum())
         if not keep.any():
             return
@@ -288,6 +328,11 @@ class _Filling:
         self._problem_N[rows] = problem
         self._mode_N[rows] = self._mode
         self._at = rows.stop
+
+    def add_unlabelled(self, prompts: Iterable[PromptOf]) -> None:
+        """Take problems whose responses have no labels at all."""
+        for prompt in prompts:
+            self._problem(prompt)
 
     def done(self) -> Examples:
         assert self._at == self._num, f"{self._num} labels were counted, {self._at} read"
@@ -321,9 +366,9 @@ class _Filling:
         np.put_along_axis(by_id_MV, ids_MK.astype(np.int64), logits_MK, axis=1)
         self._logits_NK[rows] = by_id_MV
 
-    def _problem(self, trace: Trace) -> int:
-        key = (trace.task, trace.problem_id)
+    def _problem(self, prompt: PromptOf) -> int:
+        key = (prompt.task, prompt.problem_id)
         if key not in self._problems:
             self._problems[key] = len(self._prompts)
-            self._prompts.append(PromptOf(trace.task, trace.problem_id, tuple(trace.prompt_ids)))
+            self._prompts.append(prompt)
         return self._problems[key]

@@ -17,8 +17,8 @@ from navtoken.checkpoints import ModelPair
 from navtoken.engine import Engine
 from navtoken.labeling.labels import Label
 from navtoken.policies import BasePolicy, Drafts, Verdicts, Writer
+from navtoken.router.splits import PARTS, part_of
 from navtoken.router_training.examples import Examples, ExamplesError, PromptOf
-from navtoken.router_training.splits import PARTS, part_of
 from navtoken.trace import read_traces
 
 Answered = tuple[str, str, int, str]
@@ -29,7 +29,9 @@ Answered = tuple[str, str, int, str]
 class Seen:
     """What the SLM makes of a prompt, at its last token."""
 
-    logits_V: np.ndarray
+    ids_K: np.ndarray
+    """Token ids of the highest logits, the most probable first."""
+    logits_K: np.ndarray
     hidden_D: np.ndarray
     draft: int
     entropy: float
@@ -39,6 +41,8 @@ class Seen:
 class _Looking(BasePolicy):
     """Keeps what a router would read of every prompt's first draft."""
 
+    num_logits: int
+    """Highest logits kept; 0 keeps none."""
     seen: dict[tuple[int, ...], Seen] = field(default_factory=dict, compare=False)
     reference: str = "looking"
     models = frozenset((Writer.SLM,))
@@ -47,9 +51,11 @@ class _Looking(BasePolicy):
         return tuple(prompt_ids)
 
     def judge_drafts(self, drafts: Drafts) -> Verdicts:
+        best = drafts.logits_BV.topk(self.num_logits, dim=-1)
         for row, prompt_ids in enumerate(drafts.states):
             self.seen[prompt_ids] = Seen(
-                drafts.logits_BV[row].half().cpu().numpy(),
+                best.indices[row].int().cpu().numpy(),
+                best.values[row].half().cpu().numpy(),
                 drafts.hidden_BD[row].half().cpu().numpy(),
                 int(drafts.token_ids_B[row]),
                 float(drafts.entropy_B[row]),
@@ -77,7 +83,10 @@ class _Pairing:
 def gather_queries(
     folders: Sequence[Path], pair: ModelPair, num_logits: int, tell: Callable[[int], object] = lambda _: None
 ) -> Examples:
-    """Examples out of traces of policies `slm` and `llm`. Raises `ExamplesError` where no problem has both."""
+    """Examples out of traces of policies `slm` and `llm`, with so many logits; 0 keeps none.
+
+    Raises `ExamplesError` where no problem has both.
+    """
     pairing = _pairing(folders, tell)
     both = pairing.both()
     if not both:
@@ -85,16 +94,16 @@ def gather_queries(
             f"no response in {', '.join(map(str, folders))} was written by both slm and llm and verified; write some with "
             "`navtoken generate --policy slm --policy llm --split train`"
         )
-    seen = look(pair, {pairing.prompts[key[:2]].prompt_ids for key, _ in both})
+    num_logits = min(num_logits, pair.vocab_size)
+    seen = look(pair, {pairing.prompts[key[:2]].prompt_ids for key, _ in both}, num_logits)
     problems = {key: number for number, key in enumerate(pairing.prompts)}
     modes = tuple(dict.fromkeys(key[3] for key, _ in both))
     rows = [seen[pairing.prompts[key[:2]].prompt_ids] for key, _ in both]
-    logits_NV = np.stack([row.logits_V for row in rows])
-    whole = num_logits >= pair.vocab_size
-    ids_NK = None if whole else np.argsort(-logits_NV, axis=1, kind="stable")[:, :num_logits].astype(np.int32)
+    ids_NK, logits_NK = (np.stack([getattr(row, name) for row in rows]) for name in ("ids_K", "logits_K"))
+    whole = num_logits == pair.vocab_size
     return Examples(
-        logits_NK=logits_NV if ids_NK is None else np.take_along_axis(logits_NV, ids_NK, axis=1),
-        ids_NK=ids_NK,
+        logits_NK=np.take_along_axis(logits_NK, np.argsort(ids_NK, axis=1), axis=1) if whole else logits_NK,
+        ids_NK=None if whole else ids_NK,
         hidden_ND=np.stack([row.hidden_D for row in rows]),
         draft_N=np.array([row.draft for row in rows], dtype=np.int32),
         entropy_N=np.array([row.entropy for row in rows], dtype=np.float32),
@@ -111,9 +120,11 @@ def gather_queries(
     )
 
 
-def look(pair: ModelPair, prompts: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Seen]:
+def look(
+    pair: ModelPair, prompts: Iterable[tuple[int, ...]], num_logits: int = 0
+) -> dict[tuple[int, ...], Seen]:
     """What the SLM makes of each prompt."""
-    policy = _Looking()
+    policy = _Looking(num_logits)
     engine = Engine(pair, policy)
     for prompt_ids in sorted(prompts):
         engine.add(prompt_ids, max_tokens=1)

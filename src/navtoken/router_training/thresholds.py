@@ -14,8 +14,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -142,9 +143,18 @@ class RoutedRuns:
 
     def _digest(self, sampling: SamplingParams) -> str:
         """Of all but task and threshold that a run follows from."""
-        ids = {task: [prompt.problem_id for prompt in own] for task, own in self.prompts.items()}
-        parts = [self.policy.router.weights, asdict(sampling), self.max_tokens, self.seed, ids]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return _sha256([self._constant, asdict(sampling)])
+
+    @cached_property
+    def _constant(self) -> str:
+        """Of what all runs have in common."""
+        problems = {
+            task: [(prompt.problem_id, prompt.prompt_ids) for prompt in own]
+            for task, own in self.prompts.items()
+        }
+        models = [(each.fingerprint, str(each.model.dtype)) for each in (self.pair.slm, self.pair.llm)]
+        router = [self.policy.name, self.policy.router.weights]
+        return _sha256([router, models, self.max_tokens, self.seed, problems])
 
     def _keep(self) -> None:
         if self.path is None:
@@ -153,6 +163,10 @@ class RoutedRuns:
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text(json.dumps([[*key, asdict(each)] for key, each in self.known.items()]))
         os.replace(temporary, self.path)
+
+
+def _sha256(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def counted(rows: Sequence[Row]) -> Counted:
@@ -214,13 +228,20 @@ def stored_thresholds(
 
 
 def spread_prompts(prompts: Sequence[PromptOf], num: int) -> dict[str, list[PromptOf]]:
-    """At most `num` problems of each task, by task."""
-    found: dict[str, list[PromptOf]] = {}
-    for prompt in prompts:
-        own = found.setdefault(prompt.task, [])
+    """At most `num` problems of each task, by task, drawn without regard to the order in which they were read.
+
+    Problems without labels are read last, and responses may lie in the order in which they ended.
+    """
+    found: dict[str, list[PromptOf]] = {prompt.task: [] for prompt in prompts}
+    for prompt in sorted(prompts, key=_place):
+        own = found[prompt.task]
         if len(own) < num:
             own.append(prompt)
     return found
+
+
+def _place(prompt: PromptOf) -> bytes:
+    return hashlib.sha256(f"calibration|{prompt.problem_id}".encode()).digest()
 
 
 def _stored(
@@ -241,6 +262,7 @@ def _stored(
         min_p=sampling.min_p,
         realised_share=got.share,
         num_problems=sum(len(runs.prompts[task]) for task in tasks),
+        max_tokens=runs.max_tokens,
         **wanted,
     )
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from navtoken.router_training.splits import FRACTIONS, PARTS, part_of
+from navtoken.router.splits import FRACTIONS, PARTS, part_of
 
 
 def test_parts_have_their_sizes() -> None:
