@@ -3,14 +3,15 @@
     .venv/bin/python experiments/routing.py
 
 writes `experiments/routing/`: `table.json` (rows of both samplings with findings, Pareto fronts, differences from the controls at equal
-LLM share, LLM shares asked for and had, provenance), `table.md`, and three pictures: `front.svg` (greedy accuracy against LLM share, FLOPs and
-bytes), `families.svg` (family by family) and `sampled.svg` (at T = 1). Traces and pages lie in `build/routing`; run again, it goes on
+LLM share, LLM shares asked for and had, provenance), `table.md`, `readme.md` (some of its rows), and three pictures: `front.svg` (greedy accuracy against every
+cost), `families.svg` (family by family) and `sampled.svg` (at T = 1). Traces and pages lie in `build/routing`; run again, it goes on
 where it stopped.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ from navtoken.report import write_svg
 from navtoken.report.markup import write_whole
 
 SHARES = (0.05, 0.1, 0.13, 0.15, 0.2, 0.3)
+CONTROL_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""Near enough for a control to be mixed at any share between them."""
 GREEDY = (
     "slm",
-    *(f"random:{share}" for share in (0.05, 0.1, 0.2, 0.3, 0.5)),
-    *(f"entropy,share={share}" for share in SHARES),
+    *(f"random:{share}" for share in CONTROL_SHARES),
+    *(f"entropy,share={share}" for share in (*SHARES, 0.4, 0.5, 0.6)),
     *(f"margin,share={share}" for share in (0.1, 0.2)),
     *(f"query,share={share}" for share in (0.1, 0.2, 0.4)),
     *(f"r-stitch:{threshold}" for threshold in (0.02, 0.05, 0.1)),
@@ -54,12 +57,26 @@ GREEDY = (
 """Where an LLM share is asked for, the threshold is found on training problems, or stored with the router."""
 SAMPLED = (
     "slm",
-    *(f"random:{share}" for share in (0.1, 0.2)),
-    *(f"entropy,share={share}" for share in (0.1, 0.15, 0.2)),
+    *(f"random:{share}" for share in (0.1, 0.2, 0.3, 0.4)),
+    *(f"entropy,share={share}" for share in (0.1, 0.15, 0.2, 0.3, 0.4)),
     *(f"router,share={share}" for share in (0.1, 0.13, 0.15, 0.2)),
     "hindsight:0.1",
     "hindsight:0.1,router=pair",
     "speculative:8",
+    "llm",
+)
+
+
+IN_README = (
+    "slm",
+    "random:0.2",
+    "entropy,share=0.2",
+    "query,share=0.2",
+    "router,share=0.13",
+    "router,share=0.2",
+    "hindsight:0.1",
+    "speculative:8",
+    "oracle",
     "llm",
 )
 
@@ -92,6 +109,7 @@ def main(options: Options) -> None:
     result = {name: as_json(table) | {"asked": asked_shares(table)} for name, table in tables.items()}
     write_whole(options.out / "table.json", json.dumps(result, indent=1) + "\n")
     write_whole(options.out / "table.md", markdown(tables))
+    write_whole(options.out / "readme.md", readme_markdown(result["greedy"]["rows"]))
     write_svg(front_section(greedy), options.out / "front.svg", columns=2)
     write_svg(tasks_section(greedy), options.out / "families.svg")
     write_svg(cost_section(sampled, COSTS[0]), options.out / "sampled.svg")
@@ -127,7 +145,7 @@ def asked_shares(table: Table) -> list[dict[str, Any]]:
 
 
 def asked_share(policy: str) -> float | None:
-    """The LLM share in a policy's reference; None where it has none, or means another share."""
+    """The LLM share in a policy's reference, of tokens whatever the rule; None where it has none."""
     share = parse_reference(policy).options.get("share")
     return None if share is None else float(share)
 
@@ -152,6 +170,7 @@ def rows_markdown(table: Table) -> str:
         "LLM share (%)",
         "activated parameters (M)",
         "total cost (M)",
+        "the same, all computed (M)",
         "FLOPs per token (M)",
         "LLM passes per token",
         "discarded per token",
@@ -162,11 +181,12 @@ def rows_markdown(table: Table) -> str:
         mean = by_key[policy, "mean"]
         cells = [
             *(f"{100 * by_key[policy, task]['accuracy']:.1f}" for task in FAMILIES),
-            f"{100 * mean['accuracy']:.1f} ± {100 * mean['accuracy_se']:.1f}",
-            f"{100 * mean['recovered']:.0f} ± {100 * mean['recovered_se']:.0f}",
+            with_error(mean, "accuracy", 1),
+            with_error(mean, "recovered", 0),
             f"{100 * mean['llm_share']:.1f}",
             f"{mean['average_activated_parameters'] / 1e6:.2f}",
             f"{mean['total_cost'] / 1e6:.1f}",
+            f"{mean['computed_cost'] / 1e6:.1f}",
             f"{mean['flops_per_token'] / 1e6:.2f}",
             f"{mean['llm_passes_per_token']:.2f}",
             f"{mean['discarded_per_token']:.2f}",
@@ -174,6 +194,35 @@ def rows_markdown(table: Table) -> str:
         ]
         lines.append(f"| `{policy}` | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_error(row: Mapping[str, Any], name: str, digits: int) -> str:
+    """A fraction in percent ± its standard error, as far as they are there: an en dash where there is no figure."""
+    value, error = row[name], row[f"{name}_se"]
+    if value is None or not isfinite(value):
+        return "–"
+    spread = "" if error is None or not isfinite(error) else f" ± {100 * error:.{digits}f}"
+    return f"{100 * value:.{digits}f}{spread}"
+
+
+def readme_markdown(rows: list[dict[str, Any]]) -> str:
+    """Greedy means over the families of the rules that say most."""
+    lines = [
+        "| policy | accuracy (%) | gap recovered (%) | LLM share (%) | LLM passes per token | FLOPs per token (M) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    means = {row["policy"]: row for row in rows if row["task"] == "mean"}
+    for policy in (each for each in IN_README if each in means):
+        mean = means[policy]
+        cells = [
+            with_error(mean, "accuracy", 1),
+            with_error(mean, "recovered", 0),
+            f"{100 * mean['llm_share']:.1f}",
+            f"{mean['llm_passes_per_token']:.2f}",
+            f"{mean['flops_per_token'] / 1e6:.2f}",
+        ]
+        lines.append(f"| `{policy}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def shares_markdown(tables: dict[str, Table]) -> str:

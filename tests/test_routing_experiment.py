@@ -1,6 +1,8 @@
 """The experiment's table says what its rows say, and names the share that a policy was asked for."""
 
 import sys
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,27 @@ def test_share_asked_for_is_read_from_the_reference(routing) -> None:
     assert all(routing.asked_share(policy) for policy in routing.GREEDY if policy.startswith("router"))
 
 
+def test_controls_were_run_near_every_share(routing) -> None:
+    for policies, most in ((routing.GREEDY, 0.6), (routing.SAMPLED, 0.4)):
+        for control, spelt in (("random", "random:{}"), ("entropy", "entropy,share={}")):
+            shares = [
+                share
+                for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
+                if spelt.format(share) in policies
+            ]
+            assert shares[-1] == most, control
+            assert max(b - a for a, b in zip([0.0, *shares], shares, strict=False)) < 0.1 + 1e-6
+
+
+def test_what_was_not_computed_is_a_dash(routing, table: Table) -> None:
+    nothing = {"recovered": nan, "recovered_se": nan}
+    rows = [row | nothing for row in table.rows]
+    assert "nan" not in routing.rows_markdown(replace(table, rows=rows))
+    assert routing.with_error({"a": 0.5, "a_se": 0.1}, "a", 1) == "50.0 ± 10.0"
+    assert routing.with_error({"a": 0.5, "a_se": None}, "a", 0) == "50"
+    assert routing.with_error({"a": None, "a_se": None}, "a", 0) == "–"
+
+
 def test_shares_had_are_those_of_the_rows(routing, table: Table) -> None:
     asked = routing.asked_shares(table)
     assert {each["policy"] for each in asked} == {"margin,share=0.5"}
@@ -62,6 +85,9 @@ def test_table_has_a_line_per_policy_and_a_cell_per_column(routing, table: Table
     head, rule, *lines = routing.rows_markdown(table).splitlines()
     assert len(lines) == 5
     assert {line.count(" | ") for line in (head, *lines)} == {rule.count("---") - 1}
+    assert table.verifying == {"speculative:2"}
+    passes = [row["llm_passes_per_token"] for row in table.rows if row["policy"] == "speculative:2"]
+    assert table.paired.passes["speculative:2"] == passes[-1]
     mean = next(row for row in table.rows if (row["policy"], row["task"]) == ("llm", "mean"))
     (line,) = [line for line in lines if line.startswith("| `llm`")]
     assert f"{100 * mean['accuracy']:.1f} ± {100 * mean['accuracy_se']:.1f}" in line

@@ -67,3 +67,16 @@ def test_labels_of_many_rules_do_not_cover_each_other(parse):
     assert len(boxes) == 12
     for (x, y, width), (other_x, other_y, other_width) in combinations(boxes, 2):
         assert abs(y - other_y) >= 12 or x + width <= other_x or other_x + other_width <= x
+
+
+def test_what_may_exceed_one_is_inside_the_axis_and_named() -> None:
+    points = [ScatterPoint("slm", 0.0, 0.3), ScatterPoint("retries", 1.3, 0.6)]
+    section = ScatterSection(
+        "Passes", {"all": points}, x_label="LLM passes per 100 tokens", x_words="{} LLM passes per 100 tokens"
+    )
+    html = section.html("a")
+    assert ">120<" in html
+    assert "retries: 60.0 % at 130.0 LLM passes per 100 tokens" in html
+    (figure,) = section.figures()
+    at = [float(x) for x in re.findall(r"translate\(([\d.]+) ", figure.html())]
+    assert max(at) <= 440

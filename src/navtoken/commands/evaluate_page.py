@@ -1,6 +1,8 @@
 """The page of an evaluation: accuracy against each cost with its Pareto front, what is clear and what is not, all rows, responses.
 
-Rules that run the LLM at every token to choose (`llm-prob`, `oracle`) are drawn but stand on no front: their LLM share is no cost.
+Rules that run the LLM at every token to choose (`llm-prob`, `oracle`) are drawn but stand on no front. Policies under which the LLM
+judges every token afterwards (`speculative`, `hindsight`) stand on no front of LLM share or of costs that follow from it, which
+are not theirs, and are held against others at equal LLM passes per token.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import Any
 from navtoken.commands.demo_page import decode_of
 from navtoken.evaluation import Estimate, Paired, Table, pareto_front
 from navtoken.evaluation.evaluate import MEAN
+from navtoken.evaluation.paired import errors_of
 from navtoken.reference import parse_reference
 from navtoken.report import (
     Column,
@@ -34,9 +37,13 @@ Row = Mapping[str, Any]
 OFFLINE = ("llm-prob", "oracle")
 """Rules that look at the LLM's view of every token: what a perfect choice would reach, at no saving."""
 CONTROLS = ("random", "entropy")
-"""Rules that every other one is held against at its own LLM share."""
+"""Rules that every other one is held against at its own LLM share, or LLM passes per token."""
 BASES = ("entropy", "margin", "random", "router")
 """Rules that another one may build on (hindsight)."""
+OWN = ("auto", "pair")
+"""Words after a rule's name that are settings of it, as numbers are, and no other router or verifier."""
+TELLING = 0.8
+"""Part of the gap that the title's policy recovers, less two standard errors."""
 SHOWN_PROBLEMS = 2
 """Of each task, problems whose responses are on the page."""
 MOST_SHOWN = 10
@@ -51,15 +58,23 @@ class Cost:
     key: str
     """Field of the rows."""
     words: str
-    """Its name."""
-    per: str = ""
-    """Unit of what is counted; empty for shares."""
+    """Its name, where it is counted with its unit."""
+    hundred: str = ""
+    """Of what goes from 0 to 1: the axis's name, in hundredths. Empty for what is counted, on a logarithmic axis."""
+    written: bool = False
+    """Does it count only who wrote each token, and not what else was computed?"""
 
 
+SHARE = Cost("llm_share", "LLM share", "tokens written by the LLM (%)", written=True)
+PASSES = Cost("llm_passes_per_token", "LLM passes per token", "LLM passes per 100 tokens")
 COSTS = (
-    Cost("llm_share", "LLM share"),
-    Cost("flops_per_token", "FLOPs per token", "FLOPs"),
-    Cost("bytes_per_token", "bytes per token", "bytes"),
+    SHARE,
+    PASSES,
+    Cost("average_activated_parameters", "activated parameters per token", written=True),
+    Cost("total_cost", "parameters x tokens written, per response", written=True),
+    Cost("computed_cost", "parameters x tokens computed, per response"),
+    Cost("flops_per_token", "FLOPs per token"),
+    Cost("bytes_per_token", "bytes per token"),
 )
 
 _INTRO = (
@@ -120,20 +135,45 @@ def family(policy: str) -> str:
 
 
 def series(policy: str) -> str:
-    """The rule with the rule that it builds on: points of one curve."""
-    options = parse_reference(policy).options
-    return "+".join([family(policy), *(name for name in BASES if name in options)])
+    """The rule, its router or verifier, and the rule that it builds on: points of one curve."""
+    parsed = parse_reference(policy)
+    own = parsed.name if _is_setting(parsed.target) else f"{parsed.name}:{parsed.target}"
+    bases = [
+        name if _is_setting(value) else f"{name}={value}"
+        for name, value in parsed.options.items()
+        if name in BASES
+    ]
+    return "+".join([own, *bases])
+
+
+def _is_setting(value: str | None) -> bool:
+    """Is it a number, or as good as one, and no folder or verifier?"""
+    if value is None or value in OWN:
+        return True
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def fronts(table: Table) -> dict[str, list[str]]:
     """Policies on the Pareto front of accuracy and each cost, from the cheapest to the dearest."""
-    rows = {policy: row for policy, row in whole(table).items() if family(policy) not in OFFLINE}
     return {
         cost.key: pareto_front(
-            {policy: (row[cost.key], row["accuracy"]) for policy, row in rows.items() if _there(row, cost)}
+            {
+                policy: (row[cost.key], row["accuracy"])
+                for policy, row in whole(table).items()
+                if _there(row, cost) and _pays(table, policy, cost)
+            }
         )
         for cost in COSTS
     }
+
+
+def _pays(table: Table, policy: str, cost: Cost) -> bool:
+    """Is the cost one that the policy has? An LLM that judges every token is not cheap where it writes few."""
+    return family(policy) not in OFFLINE and not (cost.written and policy in table.verifying)
 
 
 def telling_traces(table: Table, folder: Path) -> list[Trace]:
@@ -182,7 +222,11 @@ def _telling_problems(paired: Paired, policies: Sequence[str], task: str) -> lis
 
 
 def findings(table: Table) -> list[str]:
-    """What the table shows, a sentence each; a difference is claimed only beyond two standard errors."""
+    """What the table shows, a sentence each.
+
+    A difference is claimed only beyond two standard errors; of a rule's best setting, which these same problems picked,
+    beyond as many as keep the chance of a false claim over all its settings at that of one.
+    """
     rows, paired = whole(table), table.paired
     found = []
     if "slm" in rows and "llm" in rows:
@@ -202,24 +246,41 @@ def findings(table: Table) -> list[str]:
 
 
 def _rule_finding(table: Table, rule: str) -> str | None:
-    """The best setting of a rule against the controls at its own share; None for the controls' and the models' own."""
+    """The best setting of a rule against the controls at its own cost; None for the controls' and the models' own."""
     rows = {policy: row for policy, row in whole(table).items() if series(policy) == rule}
     if rule in ("slm", "llm", "random"):
         return None
     policy = max(rows, key=lambda name: rows[name]["accuracy"])
     row = rows[policy]
-    words = (
-        f"{policy} gets {_percent(row, 'accuracy')} right at an LLM share of {percent(row['llm_share'], 1)}"
-    )
-    recovered = Estimate(row["recovered"], row["recovered_se"])
+    words = f"{policy} gets {_percent(row, 'accuracy')} right {_at_what(table, policy, row)}"
+    recovered = _recovered(row)
     if math.isfinite(recovered.value):
         words += f", {100 * recovered.value:.0f} ± {100 * recovered.error:.0f} % of the gap"
-    against = [part for control in CONTROLS if control != rule and (part := _against(table, policy, control))]
+    against = [
+        part
+        for control in CONTROLS
+        if control != rule and (part := _against(table, policy, control, len(rows)))
+    ]
+    if len(rows) > 1:
+        words += f" (the best of {len(rows)} settings on these problems"
+        words += f"; clear from {errors_of(len(rows)):.1f} standard errors)" if against else ")"
     return f"{words}{'; ' if against else ''}{', '.join(against)}."
 
 
+def _at_what(table: Table, policy: str, row: Row) -> str:
+    """The cost at which a policy is held against others."""
+    if policy in table.verifying:
+        return f"with {row[PASSES.key]:.2f} LLM passes per token"
+    offline = ", the LLM run at every token" if family(policy) in OFFLINE else ""
+    return f"at an LLM share of {percent(row['llm_share'], 1)}{offline}"
+
+
 def comparisons(table: Table) -> list[dict[str, Any]]:
-    """Every policy against each control at the policy's own LLM share: difference in accuracy, and its standard error."""
+    """Every policy against each control at the policy's own cost `at`: difference in accuracy, and its standard error.
+
+    The cost is LLM share, or LLM passes per token where the LLM judges every token. An `error` is that of a setting
+    chosen beforehand.
+    """
     found = []
     for policy in whole(table):
         for control in CONTROLS:
@@ -229,6 +290,7 @@ def comparisons(table: Table) -> list[dict[str, Any]]:
                     {
                         "policy": policy,
                         "control": control,
+                        "at": (PASSES if policy in table.verifying else SHARE).key,
                         "difference": difference.value,
                         "error": difference.error,
                     }
@@ -237,27 +299,28 @@ def comparisons(table: Table) -> list[dict[str, Any]]:
 
 
 def _difference(table: Table, policy: str, control: str) -> Estimate | None:
-    """None where the control was not run next to the policy's share."""
+    """None where the control was not run near the policy's cost."""
     paired = table.paired
     controls = [name for name in paired.scores if family(name) == control]
-    weights = paired.control([name for name in controls if name != policy], paired.shares[policy])
-    if not weights or not any(weights.get(name) for name in controls):
-        return None
-    found = paired.against(policy, controls)
+    found = paired.against(policy, controls, paired.passes if policy in table.verifying else paired.shares)
     return found if math.isfinite(found.error) else None
 
 
-def _against(table: Table, policy: str, control: str) -> str | None:
-    """Words on the policy and a control at the policy's own share; None where there is nothing to say."""
+def _against(table: Table, policy: str, control: str, settings: int) -> str | None:
+    """Words on the best of so many settings and a control at its own cost; None where there is nothing to say."""
     found = _difference(table, policy, control)
     if found is None:
         return None
-    if not found.clear:
-        return f"no clear difference from {control} at that share"
+    there = "with as many" if policy in table.verifying else "at that share"
+    if not found.clear_of(settings):
+        return f"no clear difference from {control} {there}"
     more = "more" if found.value > 0 else "less"
-    return (
-        f"{100 * abs(found.value):.1f} ± {100 * found.error:.1f} points {more} than {control} at that share"
-    )
+    return f"{100 * abs(found.value):.1f} ± {100 * found.error:.1f} points {more} than {control} {there}"
+
+
+def _recovered(row: Row) -> Estimate:
+    value, error = row.get("recovered"), row.get("recovered_se")
+    return Estimate(math.nan if value is None else value, math.nan if error is None else error)
 
 
 def _percent(row: Row, name: str) -> str:
@@ -278,30 +341,45 @@ def front_section(table: Table) -> PanelsSection:
     return PanelsSection(
         front_title(table),
         panels,
-        f"{words} Where points lie within their errors it might as well run through the others.",
+        f"{words} Where points lie within their errors it might as well run through the others.{_judging(table)}",
+    )
+
+
+def _judging(table: Table) -> str:
+    """What is to be known of policies whose LLM share is no cost; empty where there are none."""
+    rules = dict.fromkeys(family(policy) for policy in whole(table) if policy in table.verifying)
+    if not rules:
+        return ""
+    return (
+        f" Under {' and '.join(rules)} the LLM judges every token that it does not write, so by who wrote what (LLM share, activated "
+        "parameters, parameters x tokens written) they are on no front and held against nothing: LLM passes per token, FLOPs and bytes "
+        "are what they cost."
     )
 
 
 def front_title(table: Table) -> str:
-    """The cheapest policy that recovers four fifths of the gap, where there is one."""
+    """The policy of the lowest LLM share that surely recovers four fifths of the gap, where there is one."""
     rows = {
         policy: row
         for policy, row in whole(table).items()
-        if family(policy) not in (*OFFLINE, "llm") and (row.get("recovered") or math.nan) >= 0.8
+        if policy != "llm"
+        and _pays(table, policy, SHARE)
+        and (part := _recovered(row)).value - 2 * part.error >= TELLING
     }
     if not rows:
         return "Accuracy against cost"
     policy = min(rows, key=lambda name: rows[name]["llm_share"])
+    part = _recovered(rows[policy])
     return (
-        f"{policy} recovers {percent(rows[policy]['recovered'])} of the gap with {percent(rows[policy]['llm_share'], 1)} of the tokens "
-        "written by the LLM"
+        f"{policy} recovers {100 * part.value:.0f} ± {100 * part.error:.0f} % of the gap with "
+        f"{percent(rows[policy]['llm_share'], 1)} of the tokens written by the LLM"
     )
 
 
 def cost_section(table: Table, cost: Cost) -> ScatterSection:
     """Accuracy against one cost over all tasks; its words are the page's."""
     rows = {policy: row for policy, row in whole(table).items() if _there(row, cost)}
-    unit, prefix = _unit([row[cost.key] for row in rows.values()]) if cost.per else (1.0, "")
+    unit, prefix = (1.0, "") if cost.hundred else _unit([row[cost.key] for row in rows.values()])
     on_front = fronts(table)[cost.key]
     points = [
         ScatterPoint(
@@ -314,12 +392,12 @@ def cost_section(table: Table, cost: Cost) -> ScatterSection:
         )
         for policy, row in rows.items()
     ]
-    label = f"{prefix}{cost.words} (log scale)" if cost.per else "tokens written by the LLM (%)"
     return ScatterSection(
         f"Accuracy against {cost.words}",
         {_named_tasks(table): points},
-        x_label=label,
-        x_log=bool(cost.per),
+        x_label=cost.hundred or f"{prefix}{cost.words} (log scale)",
+        x_log=not cost.hundred,
+        x_words="LLM share {} %" if cost == SHARE else f"{{}} {cost.hundred}",
         height=_TALL,
         explain=False,
     )
@@ -340,13 +418,13 @@ def tasks_section(table: Table) -> ScatterSection:
                 label, row["llm_share"], row["accuracy"], _known(row["accuracy_se"]), series(row["policy"])
             )
             panels.setdefault(row["task"], []).append(point)
-    return ScatterSection("Task by task", panels, height=_TALL)
+    return ScatterSection("Task by task", panels, _judging(table).strip(), height=_TALL)
 
 
 def _there(row: Row, cost: Cost) -> bool:
     """Can the row be drawn against this cost?"""
     value = row[cost.key]
-    return value is not None and math.isfinite(value) and (value > 0 or not cost.per)
+    return value is not None and math.isfinite(value) and (value > 0 or bool(cost.hundred))
 
 
 def _known(value: float | None) -> float | None:

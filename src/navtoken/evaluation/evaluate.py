@@ -48,6 +48,8 @@ class Table:
     """The same answers problem by problem, for differences between policies."""
     keys: Mapping[Key, str] = field(default_factory=dict)
     """Traces of the table, and the policy as it was asked for."""
+    verifying: frozenset[str] = frozenset()
+    """Policies, as they were asked for, under which the LLM judges every token, whoever wrote it."""
 
     def as_json(self) -> dict[str, Any]:
         """JSON-serialisable: a number that was not computed is None."""
@@ -75,7 +77,8 @@ def evaluate_into(
     paired = _paired(cells, tallies)
     rows = [_names(cell) | tally.row() for cell, tally in zip(cells, tallies, strict=True)]
     keys = {key: cell.asked for cell in cells for key in cell.keys}
-    return Table(_with_recovery(_with_means(rows), paired), read_provenance(folder), paired, keys)
+    verifying = frozenset(cell.asked for cell in cells if cell.policy.verifies)
+    return Table(_with_recovery(_with_means(rows), paired), read_provenance(folder), paired, keys, verifying)
 
 
 def _tallies(folder: Path, cells: Sequence[Cell], pair: ModelPair) -> list[Tally]:
@@ -94,10 +97,16 @@ def _tallies(folder: Path, cells: Sequence[Cell], pair: ModelPair) -> list[Tally
 def _paired(cells: Sequence[Cell], tallies: Sequence[Tally]) -> Paired:
     scores: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     shares: dict[str, list[float]] = defaultdict(list)
+    passes: dict[str, list[float]] = defaultdict(list)
     for cell, tally in zip(cells, tallies, strict=True):
         scores[cell.asked][cell.task.name] = tally.scores
         shares[cell.asked].append(tally.ledger.llm_share)
-    return Paired(dict(scores), {policy: fmean(own) for policy, own in shares.items()})
+        passes[cell.asked].append(tally.ledger.llm_passes_per_token)
+    return Paired(dict(scores), _means(shares), _means(passes))
+
+
+def _means(by_policy: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {policy: fmean(own) for policy, own in by_policy.items()}
 
 
 def _names(cell: Cell) -> Row:
@@ -122,7 +131,7 @@ def _with_means(rows: list[Row]) -> list[Row]:
 
 
 def _with_recovery(rows: list[Row], paired: Paired) -> list[Row]:
-    """The rows with the part of the gap between SLM and LLM that each policy makes up for, where both were run."""
+    """The rows with the part of the gap between SLM and LLM that each policy makes up for, where it is a clear one."""
     found = [paired.recovered(row["policy"], None if row["task"] == MEAN else row["task"]) for row in rows]
     return [
         row | {"recovered": part.value, "recovered_se": part.error}

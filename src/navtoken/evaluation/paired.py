@@ -3,14 +3,17 @@
 All policies of a table answer the same problems, so differences are taken problem by problem: what all of them find hard or
 easy alike is no noise of a difference. Tasks count the same and are taken as fixed, their problems as independent.
 
-A rule is compared with a control at the rule's own LLM share. Where the control was not run at that share, its neighbours on
-either side are mixed, problem by problem, so that the mixture has that share; the SLM alone and the LLM alone are its ends.
+A rule is compared with a control at the rule's own cost: its LLM share, or LLM passes per token where the LLM judges tokens that it
+does not write. Where the control was not run at that cost, its neighbours on either side are mixed, problem by problem, so that the
+mixture costs as much. A control's curve lies above its chords, so a mixture of distant settings is worse than the control would be:
+neighbours must be near (`NEAR`). The SLM alone is every control's setting at 0, the LLM alone stands for none: no control was
+seen next to it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import nan, sqrt
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 from navtoken.evaluation.metrics import mean_and_error
@@ -21,6 +24,10 @@ Weights = Mapping[str, float]
 """Policy -> factor."""
 
 SLM, LLM = "slm", "llm"
+NEAR = 0.1
+"""How far, in LLM share or LLM passes per token, a control's neighbours may be from the cost that they are mixed to."""
+CLEAR = 2.0
+"""Standard errors from which one comparison is clear: one in 22 differs by as much where there is no difference."""
 
 
 class PairingError(ValueError):
@@ -36,7 +43,17 @@ class Estimate(NamedTuple):
     @property
     def clear(self) -> bool:
         """Is it more than two standard errors from 0?"""
-        return abs(self.value) > 2 * self.error
+        return self.clear_of(1)
+
+    def clear_of(self, comparisons: int) -> bool:
+        """Is it clear although it was picked from so many comparisons, with `errors_of` standard errors?"""
+        return abs(self.value) > errors_of(comparisons) * self.error
+
+
+def errors_of(comparisons: int) -> float:
+    """Standard errors that make the most striking of so many comparisons as sure as `CLEAR` makes one (Bonferroni)."""
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-CLEAR) / max(1, comparisons))
 
 
 NOTHING = Estimate(nan, nan)
@@ -50,6 +67,8 @@ class Paired:
     """By policy, as it was asked for."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """LLM share of each policy, mean over tasks."""
+    passes: Mapping[str, float] = field(default_factory=dict)
+    """LLM passes per token of each policy, mean over tasks."""
 
     def contrast(self, weights: Weights, task: str | None = None) -> Estimate:
         """The weighted sum of policies' accuracies on a task, or in the mean over all; {"a": 1, "b": -1} is a less b.
@@ -67,34 +86,47 @@ class Paired:
         return self.contrast(_sum({policy: 1.0}, {other: -1.0}), task)
 
     def recovered(self, policy: str, task: str | None = None) -> Estimate:
-        """(accuracy - the SLM's) / (the LLM's - the SLM's), error by the delta method; NaN where the LLM is not better."""
+        """(accuracy - the SLM's) / (the LLM's - the SLM's), error by the delta method; NaN where the LLM is not clearly better."""
         if SLM not in self.scores or LLM not in self.scores:
             return NOTHING
-        whole = self.gap(LLM, SLM, task).value
-        if not whole > 0:
+        gap = self.gap(LLM, SLM, task)
+        if not (gap.clear and gap.value > 0):
             return NOTHING
+        whole = gap.value
         part = self.gap(policy, SLM, task).value / whole
         # The quotient's first-order change: the numerator's less the quotient times the denominator's.
         rest = self.contrast(_sum({policy: 1.0}, {SLM: part - 1.0}, {LLM: -part}), task)
         return Estimate(part, rest.error / whole)
 
-    def control(self, policies: Iterable[str], share: float) -> dict[str, float] | None:
-        """Weights of the two `policies` around `share`, mixed to have it; the SLM and the LLM alone are the ends.
+    def control(
+        self, policies: Iterable[str], cost: float, costs: Mapping[str, float] | None = None
+    ) -> dict[str, float] | None:
+        """Weights of the two `policies` around `cost`, mixed to have it; below the first of them stands the SLM alone.
 
-        None where `share` is not between two of them.
+        `costs` is `shares` unless given. None where one of the two is missing, or farther than `NEAR` from `cost`.
         """
-        known = {SLM, LLM, *policies} & self.shares.keys()
-        below = [(self.shares[name], name) for name in known if self.shares[name] <= share]
-        above = [(self.shares[name], name) for name in known if self.shares[name] >= share]
+        costs = self.shares if costs is None else costs
+        settings = (set(policies) - {SLM, LLM}) & costs.keys()
+        known = settings | ({SLM} & costs.keys())
+        below = [(costs[name], name) for name in known if costs[name] <= cost]
+        above = [(costs[name], name) for name in settings if costs[name] >= cost]
         if not below or not above:
             return None
         (low, first), (high, last) = max(below), min(above)
-        mixed = (share - low) / (high - low) if high > low else 0.0
-        return _sum({first: 1.0 - mixed}, {last: mixed})
+        if max(cost - low, high - cost) > NEAR + 1e-9:
+            return None
+        mixed = (cost - low) / (high - low) if high > low else 1.0
+        return {name: weight for name, weight in _sum({first: 1.0 - mixed}, {last: mixed}).items() if weight}
 
-    def against(self, policy: str, controls: Iterable[str]) -> Estimate:
-        """How much more often `policy` is right than the `controls` at its LLM share; NaN where that is out of reach."""
-        weights = self.control([name for name in controls if name != policy], self.shares[policy])
+    def against(
+        self, policy: str, controls: Iterable[str], costs: Mapping[str, float] | None = None
+    ) -> Estimate:
+        """How much more often `policy` is right than the `controls` at its own cost; NaN where no control is near.
+
+        `costs` as in `control`.
+        """
+        costs = self.shares if costs is None else costs
+        weights = self.control([name for name in controls if name != policy], costs[policy], costs)
         if weights is None:
             return NOTHING
         return self.contrast(_sum({policy: 1.0}, {name: -weight for name, weight in weights.items()}))

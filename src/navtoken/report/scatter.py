@@ -23,6 +23,7 @@ from navtoken.report.markup import Html, ReportError, each, element, escape, per
 _NUM_COLOURS = 4
 """Colours of series other than the SLM's and the LLM's; as many markers go with each."""
 _CHORD_STEPS = 32
+_SHARE_TICKS = tuple(range(0, 1001, 20))
 
 LEGEND = {
     "whisker": "Whiskers: one standard error.",
@@ -73,6 +74,8 @@ class ScatterSection:
     """Name and unit of the vertical axis."""
     x_log: bool = False
     """Costs are any numbers above 0, on a logarithmic axis; otherwise they are shares, shown in percent."""
+    x_words: str = "LLM share {} %"
+    """How a point says its cost, where that is no logarithmic axis's: in hundredths."""
     height: int = 330
     """Of each figure, in SVG units; many policies want more."""
     explain: bool = True
@@ -114,9 +117,10 @@ class ScatterSection:
             self._across(points, LEFT + 4, width - RIGHT - 10),
             Scale(*y_range, self.height - BOTTOM, TOP + 22),
             self.x_log,
+            self.x_words,
         )
         x, y = drawing.x, drawing.y
-        x_ticks = fine_log_ticks(x.low, x.high) if self.x_log else [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]
+        x_ticks = fine_log_ticks(x.low, x.high) if self.x_log else [at for at in _SHARE_TICKS if at <= x.high]
         frame = axes(x, y, x_ticks, linear_ticks(y.low, y.high, 6), self.x_label, self.y_label)
         heading = text(name, (x.start + x.end) / 2, 30, "name", "middle")
         words = "; ".join(f"{p.label}: {percent(p.y, 1)} at {drawing.at(p)}" for p in points)
@@ -124,7 +128,7 @@ class ScatterSection:
 
     def _across(self, points: Sequence[ScatterPoint], start: float, end: float) -> Scale:
         if not self.x_log:
-            return Scale(0, 100, start, end)
+            return Scale(0, max(100.0, *(100 * p.x for p in points)), start, end)
         low, high = min(p.x for p in points), max(p.x for p in points)
         # Room around the outermost marks, also where all cost the same.
         room = max((high / low) ** 0.06, 1.05)
@@ -155,6 +159,7 @@ class _Drawing:
     x: Scale
     y: Scale
     x_log: bool
+    x_words: str
 
     def html(self) -> Html:
         marks = "".join(self._mark(p, given) for p, given in zip(self.points, self.given, strict=True))
@@ -162,7 +167,7 @@ class _Drawing:
 
     def at(self, given: ScatterPoint) -> str:
         """A point's cost in words."""
-        return f"{given.x:.4g}" if self.x_log else f"LLM share {percent(given.x, 1)}"
+        return f"{given.x:.4g}" if self.x_log else self.x_words.format(f"{100 * given.x:.1f}")
 
     def _place(self, p: ScatterPoint) -> tuple[float, float]:
         return self.x(p.x), self.y(100 * p.y)
