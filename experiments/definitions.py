@@ -2,9 +2,9 @@
 
     .venv/bin/python experiments/definitions.py
 
-writes `experiments/definitions/`: `compare.json` (`navtoken compare` over all families, and per family), `drift.json` (`navtoken
-drift` from the embedded base to the embedded LLM), each with provenance, `definitions.md` (the table) and three pictures. Run again,
-it goes on where it stopped.
+writes `experiments/definitions/`: `compare.json` (`navtoken label`, then `navtoken compare` over all families, and per family; responses that ran
+into the length limit are left out), `drift.json` (`navtoken drift` from the embedded base to the embedded LLM), each with provenance,
+`definitions.md` (the table) and three pictures. Run again, it goes on where it stopped.
 """
 
 import json
@@ -21,6 +21,8 @@ from navtoken.commands.drift import DriftOptions, follow
 from navtoken.commands.drift import as_json as drift_as_json
 from navtoken.commands.drift_page import change_section
 from navtoken.commands.frozen_responses import ResponseOptions
+from navtoken.commands.label import LabelOptions
+from navtoken.commands.label import run as label
 from navtoken.generation.options import FAMILIES
 from navtoken.report import write_svg
 from navtoken.report.markup import write_whole
@@ -44,6 +46,7 @@ class Options:
 
 def main(options: Options) -> None:
     console = Console()
+    label(labelling(options), console)
     pooled = compared(options, FAMILIES, options.work / "all")
     families = {task: compared(options, (task,), options.work / task) for task in FAMILIES}
     result = as_json(pooled) | {"families": {task: as_json(found) for task, found in families.items()}}
@@ -59,9 +62,16 @@ def main(options: Options) -> None:
     console.print(*result["findings"], *drift_as_json(followed)["findings"], sep="\n")
 
 
+def labelling(options: Options) -> LabelOptions:
+    """`navtoken label` on the embedded LLM's greedy responses to test problems."""
+    return LabelOptions(
+        num=options.num, split="test", seed=options.seed, labels_only=True, out=options.work / "labels"
+    )
+
+
 def compared(options: Options, tasks: tuple[str, ...], folder: Path) -> Compared:
-    """`navtoken compare` on the embedded LLM's greedy responses."""
-    responses = ResponseOptions(task=tasks, num=options.num, seed=options.seed)
+    """`navtoken compare` on the labelled responses."""
+    responses = ResponseOptions(traces=labelling(options).out, task=tasks, seed=options.seed)
     return compare_responses(
         CompareOptions(responses=responses, resamples=options.resamples, num_items=15, out=folder), Console()
     )
