@@ -50,14 +50,16 @@ def test_share_asked_for_is_read_from_the_reference(routing) -> None:
 
 
 def test_controls_were_run_near_every_share(routing) -> None:
-    for policies, most in ((routing.GREEDY, 0.6), (routing.SAMPLED, 0.4)):
+    for policies in (routing.GREEDY, routing.SAMPLED):
+        asked = max(routing.asked_share(policy) for policy in policies if policy.startswith("router"))
         for control, spelt in (("random", "random:{}"), ("entropy", "entropy,share={}")):
             shares = [
                 share
                 for share in (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
                 if spelt.format(share) in policies
             ]
-            assert shares[-1] == most, control
+            # Above what was asked too: the share that a router has may be larger.
+            assert shares[-1] >= asked + 0.1 - 1e-6, control
             assert max(b - a for a, b in zip([0.0, *shares], shares, strict=False)) < 0.1 + 1e-6
 
 
