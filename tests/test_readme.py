@@ -10,6 +10,7 @@ RESULTS = ROOT / "experiments" / "embedded_pair"
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
 import embedded_pair
+import routing
 
 import summary
 
@@ -24,6 +25,23 @@ def test_the_table_is_the_committed_one():
 def test_the_committed_table_follows_from_the_committed_rows():
     rows = json.loads((RESULTS / "table.json").read_text())["rows"]
     assert embedded_pair.markdown(rows) == (RESULTS / "table.md").read_text()
+
+
+def test_the_rows_of_the_routing_table_are_the_committed_ones():
+    shown = re.search(
+        r"<!-- experiments/routing/readme.md -->\n(.*?)<!-- end -->",
+        (ROOT / "README.md").read_text(),
+        re.DOTALL,
+    )
+    assert shown is not None
+    result = json.loads((ROOT / "experiments" / "routing" / "table.json").read_text())
+    table = routing.readme_markdown(result["greedy"]["rows"])
+    assert (
+        shown[1].strip()
+        == table.strip()
+        == (ROOT / "experiments" / "routing" / "readme.md").read_text().strip()
+    )
+    assert len(table.splitlines()) == 2 + len(routing.IN_README)
 
 
 def test_speeds_are_those_of_the_committed_results():
