@@ -332,10 +332,10 @@ def _percent(row: Row, name: str) -> str:
 # ---- figures --------------------------------------------------------------------------------------------------
 
 
-def front_section(table: Table) -> PanelsSection:
-    """Accuracy against every cost, with the front of each."""
+def front_section(table: Table, costs: Sequence[Cost] = COSTS) -> PanelsSection:
+    """Accuracy against each cost, with the front of each."""
     panels = [
-        cost_section(table, cost) for cost in COSTS if any(_there(row, cost) for row in whole(table).values())
+        cost_section(table, cost) for cost in costs if any(_there(row, cost) for row in whole(table).values())
     ]
     words = " ".join(LEGEND.values())
     return PanelsSection(
