@@ -16,13 +16,14 @@ import tyro
 from rich.console import Console
 
 from navtoken.commands.compare import Compared, CompareOptions, as_json, compare_responses
-from navtoken.commands.compare_page import SETS, SIGNALS, curves_section, rarity_section, rates_section
+from navtoken.commands.compare_page import SETS, SIGNALS, curves_section, rates_section
 from navtoken.commands.drift import DriftOptions, follow
 from navtoken.commands.drift import as_json as drift_as_json
 from navtoken.commands.drift_page import change_section
 from navtoken.commands.frozen_responses import ResponseOptions
 from navtoken.commands.label import LabelOptions
 from navtoken.commands.label import run as label
+from navtoken.commands.rarity_words import rarity_section
 from navtoken.generation.options import FAMILIES
 from navtoken.report import write_svg
 from navtoken.report.markup import write_whole
@@ -54,7 +55,7 @@ def main(options: Options) -> None:
     write_whole(options.out / "definitions.md", markdown({"all": pooled} | families))
     write_svg(rates_section(pooled.comparison), options.out / "rates.svg")
     write_svg(curves_section(pooled.comparison), options.out / "curves.svg", columns=2)
-    write_svg(rarity_section(pooled.comparison), options.out / "rarity.svg")
+    write_svg(rarity_section(pooled.comparison.rarity, "differ", "SLM ≠ LLM"), options.out / "rarity.svg")
     followed = follow(drift_options(options), console)
     write(options.out / "drift.json", drift_as_json(followed))
     write_svg(change_section(followed.drift), options.out / "drift.svg")

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from navtoken.analysis.definitions import Positions, compare, rarity_bins
+from navtoken.analysis.definitions import Positions, compare
 from navtoken.analysis.frozen import FrozenSetError
 from navtoken.analysis.ranking import Resampling
+from navtoken.analysis.rarity import rarity_bins
 
 NONE = Resampling(num=0)
 
@@ -122,7 +123,8 @@ def test_rarity_is_binned_by_factors_of_two() -> None:
     token = np.repeat(np.arange(6, dtype=np.int32), [1, 2, 3, 4, 1, 9])
     differs = np.isin(token, [0, 2])
     size = len(token)
-    bins = rarity_bins(positions(size, token_N=token, differs_N=differs), NONE)
+    made = positions(size, token_N=token, differs_N=differs)
+    bins = rarity_bins(made.token_N, made.differs_N, made.cluster_N, NONE)
     assert [(b.at_least, b.num_items, b.num_tokens) for b in bins] == [
         (1, 2, 2),
         (2, 2, 5),

@@ -12,7 +12,8 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from navtoken.analysis.labels import NoLabelsError
-from navtoken.commands import label_page, label_words
+from navtoken.commands import label_page
+from navtoken.commands.rarity_words import MIN_TOKENS, rarity_finding
 from navtoken.labeling.labels import Label
 from navtoken.trace import Trace
 
@@ -143,12 +144,12 @@ def test_terminal_table_fits_and_counts(traces: list[Trace]) -> None:
 
 def test_rarity_is_told_of_bins_with_enough_tokens(traces: list[Trace]) -> None:
     study = label_page.gather(traces)
-    rare = [each for each in study.rarity if each.num_tokens >= label_words.MIN_TOKENS]
-    words = label_words.rarity_finding(study)
+    rare = [each for each in study.rarity if each.num_tokens >= MIN_TOKENS]
+    words = rarity_finding(study.rarity, "are divergent")
     assert len(rare) >= 2
     assert f"{rare[0].at_least:,} to" in words and f"{rare[-1].at_least:,} times or more" in words
     few = replace(study, rarity=rare[:1])
-    assert "too few tokens" in label_words.rarity_finding(few)
+    assert "too few tokens" in rarity_finding(few.rarity, "are divergent")
 
 
 def test_traces_without_labels_are_refused(traces: list[Trace]) -> None:

@@ -42,6 +42,7 @@ from navtoken.analysis.ranking import (
     top_count_mask,
     top_mask,
 )
+from navtoken.analysis.rarity import RarityBin, rarity_bins
 from navtoken.labeling.labels import Label
 
 SIGNALS = ("entropy_llm", "entropy_slm", "margin_slm", "rarity")
@@ -155,18 +156,6 @@ class Corner:
 
 
 @dataclass(frozen=True)
-class RarityBin:
-    """Vocabulary items that stand about equally often in the responses."""
-
-    at_least: int
-    """Times that an item of the bin stands there; fewer than twice as often at most."""
-    num_items: int
-    num_tokens: int
-    rate: Interval
-    """Share of their positions at which SLM and LLM differ."""
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Everything that one set of responses says of the two definitions."""
 
@@ -230,7 +219,7 @@ def compare(
         corners=_corners(
             positions, sets["forking_llm"], sets[parting], parting, resampling, num_items, min_count
         ),
-        rarity=rarity_bins(positions, resampling),
+        rarity=rarity_bins(positions.token_N, positions.differs_N, positions.cluster_N, resampling),
         notes=_notes(positions),
     )
 
@@ -348,23 +337,3 @@ def _corners(
 
 def _share(mask_N: Mask, cluster_N: NDArray[np.int32], resampling: Resampling) -> Interval:
     return means_by_bin(mask_N, np.zeros(len(mask_N), dtype=np.int64), cluster_N, 1, resampling)[0]
-
-
-def rarity_bins(positions: Positions, resampling: Resampling) -> list[RarityBin]:
-    """Rate of difference by how often an item stands in the responses, in bins of a factor of two, the rarest first."""
-    count_V = np.bincount(positions.token_N)
-    # frexp is exact where log2 of a power of two may not be.
-    octave_V = np.where(count_V > 0, np.frexp(count_V)[1] - 1, -1)
-    octave_N = octave_V[positions.token_N]
-    used = np.unique(octave_N)
-    bin_N = np.searchsorted(used, octave_N)
-    rates = means_by_bin(positions.differs_N, bin_N, positions.cluster_N, len(used), resampling)
-    return [
-        RarityBin(
-            at_least=2 ** int(octave),
-            num_items=int((octave_V == octave).sum()),
-            num_tokens=int((octave_N == octave).sum()),
-            rate=rate,
-        )
-        for octave, rate in zip(used, rates, strict=True)
-    ]

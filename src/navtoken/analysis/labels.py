@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from navtoken.analysis.definitions import RarityBin
 from navtoken.analysis.items import Item, typical_items
 from navtoken.analysis.label_pool import Example, Gathering, Pool
 from navtoken.analysis.ranking import (
@@ -32,6 +31,7 @@ from navtoken.analysis.ranking import (
     ratios,
     sums_by,
 )
+from navtoken.analysis.rarity import RarityBin, rarity_bins
 from navtoken.labeling.labels import Label
 from navtoken.trace import Trace
 
@@ -163,7 +163,7 @@ def _studied(gathering: Gathering, resampling: Resampling, num_items: int, min_c
         entropy_ratio=entropy_ratio,
         rates=rates,
         edges=edges,
-        rarity=_rarity(pool, valid_N, divergent_N, resampling),
+        rarity=rarity_bins(pool.token_N, divergent_N, pool.cluster_N, resampling, valid_N),
         items=_items(pool, valid_N, divergent_N, num_items, min_count),
         pairs=_pairs(pool, valid_N, num_items // 2),
         examples={label.name.lower(): kept for label, kept in gathering.examples.items()},
@@ -246,28 +246,6 @@ def _rates(
 
 def _highest(values: NDArray[np.float32]) -> float:
     return float(values.max()) if len(values) else math.nan
-
-
-def _rarity(pool: Pool, valid_N: Mask, divergent_N: Mask, resampling: Resampling) -> list[RarityBin]:
-    """Bins of a factor of two, the rarest first; counted over all tokens of the responses."""
-    if not valid_N.any():
-        return []
-    count_V = np.bincount(pool.token_N)
-    # frexp is exact where log2 of a power of two may not be.
-    octave_V = np.where(count_V > 0, np.frexp(count_V)[1] - 1, -1)
-    octave_N = octave_V[pool.token_N[valid_N]]
-    used = np.unique(octave_N)
-    rates = means_by_bin(
-        divergent_N[valid_N],
-        np.searchsorted(used, octave_N),
-        pool.cluster_N[valid_N],
-        len(used),
-        resampling,
-    )
-    return [
-        RarityBin(2 ** int(octave), int((octave_V == octave).sum()), int((octave_N == octave).sum()), rate)
-        for octave, rate in zip(used, rates, strict=True)
-    ]
 
 
 def _items(pool: Pool, valid_N: Mask, divergent_N: Mask, num: int, min_count: int) -> list[Item]:

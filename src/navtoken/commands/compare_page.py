@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from navtoken.analysis.definitions import NUM_BINS, Comparison, Corner, Prediction, RarityBin
+from navtoken.analysis.definitions import NUM_BINS, Comparison, Corner, Prediction
 from navtoken.analysis.ranking import Overlap
 from navtoken.commands.interval_words import area, curve, spread_of, times
+from navtoken.commands.rarity_words import rarity_finding, rarity_section
 from navtoken.commands.spelling import FrozenSpeller
 from navtoken.report import (
     Column,
@@ -42,8 +43,6 @@ SETS = {
 """Words for sets."""
 PART = {"differs": "differ", "divergent": "are divergent"}
 """What tokens do that are in the set that stands for divergence."""
-MIN_TOKENS = 50
-"""Tokens of a bin of rarity that is spoken of or drawn."""
 
 _INTRO = (
     "Two definitions of the tokens that decide where a chain of thought goes. A token is forking where a model's next-token "
@@ -74,7 +73,7 @@ def write_page(
         areas_section(comparison),
         overlaps_section(comparison),
         *(corner_section(comparison, corner, speller) for corner in comparison.corners if corner.items),
-        rarity_section(comparison),
+        rarity_section(comparison.rarity, "differ", "SLM ≠ LLM"),
     ]
     if comparison.notes:
         sections.append(TextSection("Of these numbers", "\n\n".join(comparison.notes)))
@@ -116,7 +115,7 @@ def findings(comparison: Comparison) -> list[str]:
             f"The SLM's mean entropy is {times(ratios['entropy_slm'])} as high where the models differ as elsewhere, the LLM's "
             f"{times(ratios['entropy_llm'])}."
         ),
-        rarity_finding(comparison),
+        rarity_finding(comparison.rarity, "differ"),
     ]
     if comparison.labelled:
         found.insert(1, f"Of labelled tokens, {spread_of(comparison.shares['divergent'], 1)} are divergent.")
@@ -149,30 +148,11 @@ def told_apart(comparison: Comparison) -> list[Prediction]:
     ]
 
 
-def rarity_finding(comparison: Comparison) -> str:
-    """The rarest items against the most frequent ones."""
-    bins = _frequent(comparison)
-    rarest, commonest = bins[0], bins[-1]
-    return (
-        f"Tokens that stand {_times_there(rarest.at_least)} in the responses differ at {spread_of(rarest.rate, 1)} of their "
-        f"positions, the most frequent ones ({commonest.at_least:,} times or more) at {spread_of(commonest.rate, 1)}."
-    )
-
-
-def _frequent(comparison: Comparison) -> list[RarityBin]:
-    """Bins with enough tokens to say something; all where none has."""
-    return [each for each in comparison.rarity if each.num_tokens >= MIN_TOKENS] or comparison.rarity
-
-
 def overlap_of(comparison: Comparison, found: str, wanted: str) -> Overlap:
     """The overlap of two sets by name."""
     return next(
         each.overlap for each in comparison.agreements if (each.found, each.wanted) == (found, wanted)
     )
-
-
-def _times_there(at_least: int) -> str:
-    return "once" if at_least == 1 else f"{at_least:,} to {2 * at_least - 1:,} times"
 
 
 # ---- sections -------------------------------------------------------------------------------------------------
@@ -299,26 +279,6 @@ def corner_section(comparison: Comparison, corner: Corner, speller: FrozenSpelle
         "Tokens that stand here most often beyond what their frequency lets expect.",
         value_label="of its positions are here",
         percent=True,
-    )
-
-
-def rarity_section(comparison: Comparison) -> CurvesSection:
-    """Rate of difference against frequency."""
-    bins = _frequent(comparison)
-    rarest, commonest = bins[0].rate, bins[-1].rate
-    clear = rarest.low > commonest.high or commonest.low > rarest.high
-    more = "more" if rarest.value > commonest.value else "less"
-    curves = [curve("tokens", [float(each.at_least) for each in bins], [each.rate for each in bins])]
-    return CurvesSection(
-        f"Rare tokens differ {more} often than frequent ones"
-        if clear
-        else "Rarity makes no clear difference",
-        curves,
-        "times that the token stands in the responses, up to twice as often (log scale)",
-        "SLM ≠ LLM",
-        f"{rarity_finding(comparison)} Bars: 95 % intervals over problems.",
-        x_log=True,
-        y_percent=True,
     )
 
 

@@ -22,16 +22,16 @@ from navtoken.analysis.ranking import Interval
 from navtoken.commands.interval_words import curve, spread_of
 from navtoken.commands.label_words import (
     CLASSES,
+    DIVERGE,
     cut_finding,
     entropy_finding,
     findings,
-    frequent_bins,
     medians,
     named,
-    rarity_finding,
     says_something,
     shares_finding,
 )
+from navtoken.commands.rarity_words import rarity_finding, rarity_section
 from navtoken.commands.spelling import Speller
 from navtoken.labeling.sentences import SentenceEnds
 from navtoken.report import (
@@ -100,7 +100,7 @@ def write_page(
         *([PanelsSection(shares_finding(study), class_figures(study))] if says_something(study) else []),
         *([tasks_section(study)] if len(study.task_shares) > 1 else []),
         *([uncertainty_section(study)] if study.rates else []),
-        *([rarity_section(study)] if frequent_bins(study) else []),
+        *([rarity_section(study.rarity, DIVERGE, "divergent")] if study.rarity else []),
         *([tokens_section(study, speller)] if study.items else []),
         *([pairs_section(study, speller)] if study.pairs else []),
         *branch_sections(study, speller, ends),
@@ -205,7 +205,7 @@ def print_labels(console: Console, labelled: Labelled) -> None:
             tasks.add_row(task, f"{own['num_tokens']:,}", *shares)
         console.print(tasks)
     cut = [cut_finding(study)] if study.cut_off.num_responses else []
-    for line in (entropy_finding(study), rarity_finding(study), *cut):
+    for line in (entropy_finding(study), rarity_finding(study.rarity, DIVERGE), *cut):
         console.print(f"· {line}")
 
 
@@ -305,28 +305,6 @@ def uncertainty_section(study: LabelStudy) -> CurvesSection:
         f"Each point is 5 % of the tokens; the last one begins at {study.edges[-2]:.2g} nats. Bands: 95 % intervals over problems.",
         y_percent=True,
         band=True,
-    )
-
-
-def rarity_section(study: LabelStudy) -> CurvesSection:
-    """Rate of divergence against frequency."""
-    bins = frequent_bins(study)
-    rarest, commonest = bins[0].rate, bins[-1].rate
-    clear = rarest.low > commonest.high or commonest.low > rarest.high
-    more = "more" if rarest.value > commonest.value else "less"
-    title = (
-        f"Rare tokens are divergent {more} often than frequent ones"
-        if clear
-        else "Rarity makes no clear difference"
-    )
-    return CurvesSection(
-        title,
-        [curve("tokens", [float(each.at_least) for each in bins], [each.rate for each in bins])],
-        "times that the token stands in the responses, up to twice as often (log scale)",
-        "divergent",
-        f"{rarity_finding(study)} Bars: 95 % intervals over problems.",
-        x_log=True,
-        y_percent=True,
     )
 
 

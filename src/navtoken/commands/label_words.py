@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 
-from navtoken.analysis.definitions import RarityBin
 from navtoken.analysis.items import Item
 from navtoken.analysis.labels import LabelStudy
 from navtoken.commands.interval_words import spread_of, times
+from navtoken.commands.rarity_words import rarity_finding
 from navtoken.commands.spelling import Speller
 from navtoken.report.markup import percent
 from navtoken.report.pieces import token_text
@@ -14,8 +14,8 @@ from navtoken.report.pieces import token_text
 CLASSES = ("identical", "neutral", "divergent")
 PAPER_RATIO = 3.8
 """The second paper's mean entropy of the SLM at divergent tokens over that at the others."""
-MIN_TOKENS = 50
-"""Tokens of a bin of rarity that is spoken of or drawn."""
+DIVERGE = "are divergent"
+"""What rare tokens are said to do."""
 NUM_NAMED = 6
 """Tokens named in a heading."""
 
@@ -31,7 +31,7 @@ def findings(study: LabelStudy, speller: Speller) -> list[str]:
     found = [
         f"{study.num_tokens:,} tokens of {study.num_responses:,} responses: {shares}.",
         entropy_finding(study),
-        rarity_finding(study),
+        rarity_finding(study.rarity, DIVERGE),
     ]
     if study.invalid.value:
         found.insert(
@@ -80,27 +80,6 @@ def cut_finding(study: LabelStudy) -> str:
         f"{cut.num_responses:,} of the responses reached the length limit: they hold {percent(cut.tokens)} of the labels, and "
         f"{percent(cut.divergent)} of the divergent ones."
     )
-
-
-def rarity_finding(study: LabelStudy) -> str:
-    """The rarest items against the most frequent ones."""
-    bins = frequent_bins(study)
-    if len(bins) < 2:
-        return "There are too few tokens to say whether rare ones diverge more."
-    rarest, commonest = bins[0], bins[-1]
-    return (
-        f"Tokens that stand {_times_there(rarest.at_least)} in the responses are divergent at {spread_of(rarest.rate, 1)} of their "
-        f"positions, the most frequent ones ({commonest.at_least:,} times or more) at {spread_of(commonest.rate, 1)}."
-    )
-
-
-def frequent_bins(study: LabelStudy) -> list[RarityBin]:
-    """Bins with enough tokens to say something; all where none has."""
-    return [each for each in study.rarity if each.num_tokens >= MIN_TOKENS] or study.rarity
-
-
-def _times_there(at_least: int) -> str:
-    return "once" if at_least == 1 else f"{at_least:,} to {2 * at_least - 1:,} times"
 
 
 def named(items: Sequence[Item], speller: Speller) -> str:
