@@ -43,6 +43,10 @@ router: $(STAMPS)/run
 		--temperature 0 --calibration-num 150 --share 0.1 --share 0.2 --share 0.4 --out build/query_router
 	install -D -m 644 -t src/navtoken/embedded/router build/router/router.json build/router/router.safetensors
 	install -D -m 644 -t src/navtoken/embedded/query_router build/query_router/router.json build/query_router/router.safetensors
+	install -D -m 644 build/labels/greedy/labels.json experiments/routers/labels_greedy.json
+	install -D -m 644 build/labels/sampled/labels.json experiments/routers/labels_sampled.json
+	install -D -m 644 build/router/report.json experiments/routers/router.json
+	install -D -m 644 build/query_router/report.json experiments/routers/query_router.json
 
 # torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
 $(STAMPS)/torch: constraints.txt

@@ -4,7 +4,7 @@
 
 writes `experiments/definitions/`: `compare.json` (`navtoken label`, then `navtoken compare` over all families, and per family; responses that ran
 into the length limit are left out), `drift.json` (`navtoken drift` from the embedded base to the embedded LLM), each with provenance,
-`definitions.md` (the table) and three pictures. Run again, it goes on where it stopped.
+`labels.json` (what `navtoken label` said), `definitions.md` (the table) and three pictures. Run again, it goes on where it stopped.
 """
 
 import json
@@ -48,6 +48,7 @@ class Options:
 def main(options: Options) -> None:
     console = Console()
     label(labelling(options), console)
+    write_whole(options.out / "labels.json", (labelling(options).out / "labels.json").read_text())
     pooled = compared(options, FAMILIES, options.work / "all")
     families = {task: compared(options, (task,), options.work / task) for task in FAMILIES}
     result = as_json(pooled) | {"families": {task: as_json(found) for task, found in families.items()}}
