@@ -47,6 +47,9 @@ COMMANDS = {
     "train-router": Command(
         "navtoken.commands.train_router", "TrainRouterOptions", "train a router on labels, and calibrate it"
     ),
+    "train-rl": Command(
+        "navtoken.commands.train_rl", "TrainRLOptions", "train on forking tokens: DAPO with token selection"
+    ),
     "plan": Command("navtoken.commands.plan", "PlanOptions", "predict the speed of a pair from step times"),
 }
 INTERRUPTED = 130

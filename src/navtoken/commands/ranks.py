@@ -26,7 +26,10 @@ def console_for(stderr: bool) -> Console:
 
 
 def own_output(options: Any) -> Any:
-    """`options` with an output folder of this rank's own; as they are on the first rank, or without a field `out`."""
+    """`options` with an output folder of this rank's own; as they are on the first rank, without a field `out`, and where a
+    command's ranks write one folder together (`ranks_share_out`)."""
+    if getattr(options, "ranks_share_out", False):
+        return options
     out = getattr(options, "out", None) if "out" in {each.name for each in fields(options)} else None
     return options if is_main_rank() or out is None else replace(options, out=_mirror(out))
 

@@ -1,0 +1,231 @@
+"""Does gradient from forking tokens alone train a better reasoner? Four arms, three seeds each, on the embedded base.
+
+    .venv/bin/python experiments/rlvr.py base          # the base itself, tested as the runs will be
+    .venv/bin/python experiments/rlvr.py tune          # the learning rate, on arm `all` only
+    .venv/bin/python experiments/rlvr.py arms          # all, top 20 %, bottom 80 %, random 20 %
+    .venv/bin/python experiments/rlvr.py fractions     # top 10 and 50 %, next to 20 and 100
+    .venv/bin/python experiments/rlvr.py length        # each arm's runs go on with a larger length limit
+    .venv/bin/python experiments/rlvr.py report        # tables and pictures of what is there
+
+Each run resumes where it stopped, and when it ends writes `experiments/rlvr/runs/NAME.json`: losses and metrics of every step, accuracy on
+held-out problems problem by problem, drift, provenance. `--part 0/2` and `--part 1/2` share a stage's runs between two
+processes. What was fixed before the first run, and why, is in `PLAN`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from navtoken.checkpoints import ModelPair, load_model
+from navtoken.engine import Engine, EngineOptions
+from navtoken.policies.rules import LLMPolicy
+from navtoken.report.markup import write_whole
+from navtoken.rlvr.held_out import HeldOut, HeldOutOptions
+from navtoken.rlvr.journal import Journal
+from navtoken.rlvr.options import RolloutOptions, TrainRLOptions, UpdateOptions, WatchOptions
+from navtoken.rlvr.problems import ProblemSet
+from navtoken.rlvr.selection import SelectionOptions
+from navtoken.rlvr.train import train_rl
+
+PLAN = """\
+Written before the first run of any arm.
+
+* Start: `embedded:base`, countdown. At T = 1 it has about 55 % there, so there is headroom.
+* An arm differs from `all` in its selection only: pool batch, normaliser kept, ties threshold. Batches of 16 problems x 8
+  responses, dynamic sampling, one update a batch, clip 0.2 / 0.28, no KL, soft overlong punishment, responses of up to 160 tokens.
+* Learning rate: the best of 1e-4, 3e-4 and 1e-3 for arm `all`, one run of 20 steps each with a seed that no arm has, by accuracy at T = 1 on
+  problems that no arm is tested on. All arms take it.
+* 40 steps; seeds 0, 1 and 2.
+* Test: 500 countdown problems, 4 responses each at T = 1, and the same greedily; 250 problems of each other family, 2 responses each, as
+  out-of-domain. The same problems and noise for every run, once, after the last step.
+* Compared: mean over seeds of each problem's accuracy, arm less arm, problem by problem. With 500 problems x 4 x 3 the standard error
+  of a difference is expected to be about 1.1 points from problems alone; seeds add to it, and three tell little of how much. A difference
+  of less than about 3 points cannot be seen here.
+* Reported whatever comes out, runs that diverge included.
+"""
+
+ARMS = {
+    "all": "all",
+    "top20": "top_entropy:0.2",
+    "bottom80": "bottom_entropy:0.8",
+    "random20": "random:0.2",
+}
+FRACTIONS = {"top10": "top_entropy:0.1", "top50": "top_entropy:0.5"}
+SEEDS = (0, 1, 2)
+RATES = (1e-4, 3e-4, 1e-3)
+STEPS, TUNE_STEPS, LONGER_STEPS = 40, 20, 15
+TOKENS, LONGER_TOKENS = 160, 280
+TUNE_SEED = 100
+TEST_SEED = 7
+RUNS = Path("experiments/rlvr/runs")
+Stage = Literal["base", "tune", "arms", "fractions", "length", "report"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is run."""
+
+    stage: tyro.conf.Positional[Stage]
+    """Which runs; `report` makes tables and pictures of those that have ended."""
+    part: str = "0/1"
+    """Which of the stage's runs: of N processes the i-th, counted from 0, as i/N."""
+    work: Path = Path("build/rlvr")
+    """Folder of the runs themselves, with checkpoints and models."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run, and what it is called."""
+
+    name: str
+    options: TrainRLOptions
+
+
+def main(options: Options) -> None:
+    console = Console()
+    if options.stage == "report":
+        # Below, so that runs need nothing of it.
+        from rlvr_report import report
+
+        report(RUNS, RUNS.parent, console)
+        return
+    if options.stage == "base":
+        base_tested(options.work)
+        return
+    part, _, parts = options.part.partition("/")
+    for planned in list(_runs(options.stage, options.work))[int(part) :: int(parts)]:
+        _run(planned, console)
+
+
+def _runs(stage: Stage, work: Path) -> Iterator[Planned]:
+    """A stage's runs, seeds outside: when time ends, whole sets of arms are there."""
+    if stage == "tune":
+        for rate in RATES:
+            yield _planned(f"tune_{rate:g}", "all", TUNE_SEED, rate, work, TUNE_STEPS)
+        return
+    rate = tuned_rate()
+    arms = ARMS | FRACTIONS if stage == "length" else FRACTIONS if stage == "fractions" else ARMS
+    for seed in SEEDS:
+        for arm, select in arms.items():
+            planned = _planned(f"{arm}_{seed}", select, seed, rate, work)
+            if stage != "length":
+                yield planned
+            elif (RUNS / f"{planned.name}.json").exists() and arm in ("all", "top20"):
+                yield _longer(planned, work)
+
+
+def _planned(name: str, select: str, seed: int, rate: float, work: Path, steps: int = STEPS) -> Planned:
+    tuning = seed == TUNE_SEED
+    options = TrainRLOptions(
+        model="embedded:base",
+        task=("countdown",),
+        steps=steps,
+        seed=seed,
+        selection=SelectionOptions(select=select),
+        rollout=RolloutOptions(rollout_prompts=16, num_generations=8, max_tokens=TOKENS, rollout_rows=192),
+        update=UpdateOptions(learning_rate=rate),
+        watch=WatchOptions(
+            held_out_num=150,
+            held_out_temperature=1.0,
+            held_out_every=10,
+            held_out_seed=TUNE_SEED if tuning else TEST_SEED,
+            drift_num=0 if tuning else 100,
+            drift_every=10,
+            save_every=10,
+        ),
+        out=work / name,
+    )
+    return Planned(name, options)
+
+
+def _longer(planned: Planned, work: Path) -> Planned:
+    name = f"{planned.name}_longer"
+    options = replace(
+        planned.options,
+        continue_from=planned.options.out,
+        steps=LONGER_STEPS,
+        rollout=replace(planned.options.rollout, max_tokens=LONGER_TOKENS),
+        out=work / name,
+    )
+    return Planned(name, options)
+
+
+def tuned_rate() -> float:
+    """The learning rate of the run that was best at the end of tuning."""
+    found = {rate: RUNS / f"tune_{rate:g}.json" for rate in RATES}
+    if missing := [str(path) for path in found.values() if not path.exists()]:
+        raise SystemExit(f"{missing[0]} is missing; run `experiments/rlvr.py tune` first")
+    scores = {rate: json.loads(path.read_text())["held_out"][-1]["accuracy"] for rate, path in found.items()}
+    return max(scores, key=lambda rate: scores[rate])
+
+
+def _run(planned: Planned, console: Console) -> None:
+    """Train, test, and write what came of it; nothing where that is there already."""
+    path = RUNS / f"{planned.name}.json"
+    if path.exists():
+        console.print(f"{planned.name}: done")
+        return
+    console.print(f"{planned.name}: {planned.options.selection.select}, seed {planned.options.seed}")
+    started = perf_counter()
+    result = train_rl(planned.options, console)
+    journal = Journal(planned.options.out)
+    tested = {} if planned.name.startswith("tune") else test(result["model"], planned.options)
+    record = {
+        "name": planned.name,
+        "select": planned.options.selection.select,
+        "seed": planned.options.seed,
+        "train": [_figures(each) for each in journal.records("train")],
+        "held_out": journal.records("held_out"),
+        "drift": journal.records("drift"),
+        "test": tested,
+        "seconds_of_last_start": round(perf_counter() - started),
+        "provenance": result["provenance"],
+    }
+    write_whole(path, json.dumps(record) + "\n")
+
+
+def _figures(record: dict[str, Any]) -> dict[str, Any]:
+    """A step's metrics in five digits: the files are committed."""
+    return {
+        name: float(f"{value:.5g}") if isinstance(value, float) else value
+        for name, value in record.items()
+        if name not in ("time", "kind", "epoch")
+    }
+
+
+def test(model: str, options: TrainRLOptions) -> dict[str, Any]:
+    """Accuracy problem by problem, at T = 1 on all families and greedily on the one that was trained on."""
+    loaded = load_model(model)
+    pair = ModelPair(loaded, loaded)
+    limit = options.rollout.max_tokens
+    asked = {
+        "countdown": ("countdown", 500, HeldOutOptions(4, 1.0, limit, TEST_SEED)),
+        "countdown, greedy": ("countdown", 500, HeldOutOptions(1, 0.0, limit, TEST_SEED)),
+        "knights": ("knights", 250, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
+        "arithmetic": ("arithmetic", 250, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
+    }
+    found = {}
+    for name, (task, num, how) in asked.items():
+        held_out = HeldOut(ProblemSet.load((task,), "test", num, TEST_SEED), how)
+        engine = Engine(pair, LLMPolicy(), EngineOptions(max_rows=192))
+        found[name] = held_out.evaluate(engine).as_record()
+    return found
+
+
+def base_tested(work: Path) -> None:
+    """The base itself, tested as the runs are."""
+    options = _planned("base", "all", 0, 0.0, work).options
+    record = {"name": "base", "test": test("embedded:base", options)}
+    write_whole(RUNS / "base.json", json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Options, description=__doc__))

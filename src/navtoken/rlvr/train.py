@@ -1,0 +1,313 @@
+"""`navtoken train-rl`: problems -> rollouts -> rewards -> selected tokens -> updates; watched, and resumable at every checkpoint.
+
+Its folder is the only state: run again, the same command goes on from the last checkpoint, with the losses that it would have had.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import GRPOConfig
+
+from navtoken.checkpoints import LoadedModel, ModelPair, load_model
+from navtoken.engine import EngineOptions, SamplingParams
+from navtoken.generation import fingerprints
+from navtoken.packed_linear import unpack_linears
+from navtoken.provenance import provenance
+from navtoken.report.markup import write_whole
+from navtoken.rlvr.drift_watch import DriftWatch, DriftWatchOptions
+from navtoken.rlvr.held_out import HeldOut, HeldOutCallback, HeldOutOptions
+from navtoken.rlvr.journal import Journal, JournalCallback
+from navtoken.rlvr.live_table import LiveTable
+from navtoken.rlvr.options import THREAD_SMALL, TrainRLError, TrainRLOptions
+from navtoken.rlvr.problems import ProblemSet, longest_prompt
+from navtoken.rlvr.rewards import Outcome, overlong, reward_named
+from navtoken.rlvr.rollouts import EngineRollouts, shadow_of
+from navtoken.rlvr.trainer import NavigationTrainer
+from navtoken.rlvr.watch import Trained
+
+RUN, RESULT, MODEL, CHECKPOINTS = "run.json", "result.json", "model", "checkpoints"
+"""In a run's folder: what it was asked for, what came of it, the trained model, and what it resumes from."""
+ENDLESS_NUM = 4096
+"""Training problems of a task without an end, where none are asked for."""
+MAY_CHANGE = frozenset(("steps", "out", "threads", "device", "report_to", "save_every", "save_total"))
+"""Options that may differ when a run goes on: its batches and updates do not depend on them."""
+
+
+def train_rl(options: TrainRLOptions, console: Console) -> dict[str, Any]:
+    """Train, and return what came of it: accuracy on held-out problems before and after, last metrics, provenance.
+
+    Raises `TrainRLError` for options that do not go together and for another run's folder, and what models, tasks, rewards and
+    the trainer raise.
+    """
+    options.check()
+    run = _prepare(options, console)
+    with run.table:
+        run.trainer.train(resume_from_checkpoint=run.checkpoint)
+    run.trainer.save_model(str(options.out / MODEL))
+    return _result(options, run)
+
+
+@dataclass(eq=False)
+class _Run:
+    """Everything that a run needs."""
+
+    trainer: NavigationTrainer
+    journal: Journal
+    table: LiveTable
+    checkpoint: str | None
+    """Where it goes on from."""
+    record: dict[str, Any]
+    """Provenance."""
+
+
+def _prepare(options: TrainRLOptions, console: Console) -> _Run:
+    """Load, check and put together; whatever cannot work is found here, before the first response."""
+    args = _arguments(options, learning_rate=0.0, max_tokens=1)
+    loaded = _load(options, str(args.device))
+    problems = ProblemSet.load(options.task, "train", _num(options), options.seed)
+    rows = list(problems.rows(loaded.tokenizer, options.prompts))
+    limit = options.max_tokens(loaded, longest_prompt(rows))
+    args = _arguments(options, options.learning_rate(loaded.card.parameters), limit)
+    record = provenance(fingerprints(ModelPair(loaded, loaded)), **asdict(options))
+    checkpoint = _claim_folder(options, record, args)
+    shadow = shadow_of(loaded.model, loaded.tokenizer, options.model)
+    engine = EngineRollouts(
+        shadow,
+        SamplingParams(temperature=options.rollout.temperature),
+        limit,
+        EngineOptions(max_rows=options.rollout.rollout_rows),
+    )
+    trainer = NavigationTrainer(
+        model=loaded.model.requires_grad_(True).train(),
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=loaded.tokenizer,
+        outcome=Outcome(reward_named(options.reward[0], problems, options.out)),
+        further_rewards=_further_rewards(options, problems, limit),
+        selection=options.selection,
+        dynamic=options.dynamic,
+        rollouts=engine if options.rollout.rollouts == "engine" else None,
+        trust_rollout_scores=_trusts_scores(options, loaded),
+    )
+    journal, table = Journal(options.out), LiveTable(console)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    for each in _watchers(options, limit, trainer, engine, journal, table):
+        trainer.add_callback(each)
+    return _Run(trainer, journal, table, checkpoint, record)
+
+
+def _load(options: TrainRLOptions, device: str) -> LoadedModel:
+    loaded = load_model(options.model, device)
+    # Weights that are packed for inference take no gradient.
+    unpack_linears(loaded.model)
+    threads = options.threads or (1 if loaded.card.parameters < THREAD_SMALL else None)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return loaded
+
+
+def _num(options: TrainRLOptions) -> int | None:
+    from navtoken.tasks import load_task
+
+    endless = any(load_task(task).endless for task in options.task)
+    return ENDLESS_NUM if options.num is None and endless else options.num
+
+
+def _arguments(options: TrainRLOptions, learning_rate: float, max_tokens: int) -> GRPOConfig:
+    """The run in TRL's words. Raises `TrainRLError` for a further option that TRL does not know."""
+    update, watch = options.update, options.watch
+    own: dict[str, Any] = {
+        "output_dir": str(options.out / CHECKPOINTS),
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "use_cpu": options.device == "cpu" or not torch.accelerator.is_available(),
+        "num_generations": options.rollout.num_generations,
+        "max_completion_length": max_tokens,
+        "temperature": options.rollout.temperature,
+        "loss_type": "dapo",
+        "beta": 0.0,
+        "epsilon": update.epsilon_low,
+        "epsilon_high": update.epsilon_high,
+        "mask_truncated_completions": update.mask_truncated_completions,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": update.warmup_steps * update.updates,
+        "weight_decay": update.weight_decay,
+        "max_grad_norm": update.max_grad_norm,
+        "bf16": update.precision == "bf16",
+        "gradient_checkpointing": update.gradient_checkpointing,
+        "use_vllm": options.rollout.rollouts == "vllm",
+        "max_steps": options.steps * update.updates,
+        "logging_steps": update.updates,
+        "save_steps": watch.save_every * update.updates,
+        "save_total_limit": watch.save_total,
+        "report_to": list(watch.report_to) or "none",
+        "logging_dir": str(options.out / "logs"),
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    known = set(GRPOConfig.__dataclass_fields__)
+    given = options.further_trl()
+    if unknown := sorted(set(given) - known):
+        raise TrainRLError(
+            f"TRL's GRPOConfig has no option '{unknown[0]}'; see its documentation for their names"
+        )
+    if taken := sorted(set(given) & set(own)):
+        raise TrainRLError(f"trl '{taken[0]}' is set by an option of this command; leave it out")
+    config = {name: value for name, value in own.items() if name in known} | given
+    ranks = GRPOConfig(**{**config, "num_generations": 2, "per_device_train_batch_size": 2}).world_size
+    sizes = options.sizes(ranks)
+    return GRPOConfig(
+        **config,
+        per_device_train_batch_size=sizes.forward_rows,
+        gradient_accumulation_steps=sizes.accumulated,
+        steps_per_generation=sizes.accumulated * sizes.updates,
+    )
+
+
+def _trusts_scores(options: TrainRLOptions, loaded: LoadedModel) -> bool:
+    if options.rollout.rollout_scores != "auto":
+        return options.rollout.rollout_scores == "rollout"
+    # In half precision other kernels round differently, and the clipped ratio would start away from 1.
+    return options.update.precision == "float32" and loaded.model.dtype == torch.float32
+
+
+def _further_rewards(options: TrainRLOptions, problems: ProblemSet, max_tokens: int) -> list[Any]:
+    cache = options.overlong_cache(max_tokens)
+    rewards = [reward_named(reference, problems, options.out) for reference in options.reward[1:]]
+    return rewards + ([overlong(max_tokens, cache)] if cache else [])
+
+
+def _watchers(
+    options: TrainRLOptions,
+    max_tokens: int,
+    trainer: NavigationTrainer,
+    engine: EngineRollouts,
+    journal: Journal,
+    table: LiveTable,
+) -> Iterator[TrainerCallback]:
+    """In the order in which they see what the others say; the table last."""
+    watch, updates = options.watch, options.update.updates
+    trained = Trained(engine.pair, lambda: trainer.sync(engine), shared_engine=engine.engine)
+    yield JournalCallback(journal, asdict(options))
+    tasks = watch.held_out or options.task
+    if watch.held_out_num:
+        problems = ProblemSet.load(tasks, "test", watch.held_out_num, watch.held_out_seed)
+        asked = HeldOutOptions(
+            watch.held_out_samples, watch.held_out_temperature, max_tokens, watch.held_out_seed
+        )
+        held_out = HeldOut(problems, asked, options.prompts)
+        yield HeldOutCallback(held_out, trained, journal, watch.held_out_every * updates, table)
+    if watch.drift_num:
+        frozen = ProblemSet.load(tasks, "test", watch.drift_num, watch.held_out_seed)
+        wanted = DriftWatchOptions(
+            fraction=watch.drift_fraction, max_tokens=max_tokens, seed=watch.held_out_seed
+        )
+        yield DriftWatch(
+            frozen, options.out, trained, journal, watch.drift_every * updates, wanted, options.prompts, table
+        )
+    yield SaveAtTheEnd()
+    yield table
+
+
+class SaveAtTheEnd(TrainerCallback):
+    """A checkpoint of the last step, whatever the distance between checkpoints: a longer run goes on from there."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_save = True
+        return control
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------
+
+
+def _claim_folder(options: TrainRLOptions, record: dict[str, Any], args: GRPOConfig) -> str | None:
+    """The checkpoint to go on from. Raises `TrainRLError` where the folder belongs to a run with other options."""
+    path = options.out / RUN
+    if path.exists():
+        _check_same(options, json.loads(path.read_text()), record)
+    with args.main_process_first(desc="claiming the folder"):
+        checkpoint = _last_checkpoint(options.out)
+        if checkpoint is None and options.continue_from is not None:
+            checkpoint = _brought_over(options.continue_from, options.out)
+        if not path.exists() and args.process_index == 0:
+            write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
+    if options.continue_from is not None:
+        args.max_steps += _step_of(_last_checkpoint(options.continue_from))
+    return checkpoint
+
+
+def _check_same(options: TrainRLOptions, before: dict[str, Any], record: dict[str, Any]) -> None:
+    asked, had = (_flat(json.loads(json.dumps(each["arguments"], default=str))) for each in (record, before))
+    names = [name for name in asked if name not in MAY_CHANGE and asked[name] != had.get(name)]
+    if names:
+        name = names[0]
+        raise TrainRLError(
+            f"{options.out} holds a run with {name} {had.get(name)!r}, asked for is {asked[name]!r}; give another --out, or "
+            "the options that it began with"
+        )
+    if before["fingerprints"] != record["fingerprints"]:
+        raise TrainRLError(f"{options.out} holds a run of another '{options.model}'; give another --out")
+
+
+def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Names of groups left out, as on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    path = folder / CHECKPOINTS
+    return get_last_checkpoint(str(path)) if path.is_dir() else None
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
+
+
+def _brought_over(source: Path, out: Path) -> str:
+    """Copy another run's last checkpoint. Raises `TrainRLError` where there is none."""
+    found = _last_checkpoint(source)
+    if found is None:
+        raise TrainRLError(f"{source} holds no checkpoint of a run; name the folder that --out named then")
+    target = out / CHECKPOINTS / Path(found).name
+    partial = target.with_name(f".{target.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(found, partial)
+    partial.rename(target)
+    return str(target)
+
+
+def _result(options: TrainRLOptions, run: _Run) -> dict[str, Any]:
+    """What came of it, in the folder too."""
+    held_out = run.journal.records("held_out")
+    last = (run.journal.records("train") or [{}])[-1]
+    result = {
+        "before": _accuracy(held_out[:1]),
+        "after": _accuracy(held_out[-1:]),
+        "steps": run.trainer.state.global_step // options.update.updates,
+        "last": last,
+        "model": str(options.out / MODEL),
+        "provenance": run.record,
+    }
+    if run.trainer.accelerator.is_main_process:
+        write_whole(options.out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
+    return result
+
+
+def _accuracy(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Without the problems one by one, which the journal has."""
+    return {name: value for name, value in records[0].items() if name != "correct"} if records else None
