@@ -188,7 +188,7 @@ def _run(planned: Planned, console: Console) -> None:
         "seconds_of_last_start": round(perf_counter() - started),
         "provenance": result["provenance"],
     }
-    write_whole(path, json.dumps(record) + "\n")
+    write_whole(path, json.dumps(record, default=str) + "\n")
 
 
 def _figures(record: dict[str, Any]) -> dict[str, Any]:
