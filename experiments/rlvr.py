@@ -158,11 +158,16 @@ def _longer(planned: Planned, work: Path) -> Planned:
 
 
 def tuned_rate() -> float:
-    """The learning rate of the run that was best at the end of tuning."""
+    """The learning rate of the run that was best after tuning's steps, the smaller one of equals."""
     found = {rate: RUNS / f"tune_{rate:g}.json" for rate in RATES}
     if missing := [str(path) for path in found.values() if not path.exists()]:
         raise SystemExit(f"{missing[0]} is missing; run `experiments/rlvr.py tune` first")
-    scores = {rate: json.loads(path.read_text())["held_out"][-1]["accuracy"] for rate, path in found.items()}
+    scores = {
+        rate: record["accuracy"]
+        for rate, path in found.items()
+        for record in json.loads(path.read_text())["held_out"]
+        if record["step"] == TUNE_STEPS
+    }
     return max(scores, key=lambda rate: scores[rate])
 
 
