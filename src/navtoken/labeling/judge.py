@@ -13,15 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from navtoken.labeling.openai_client import (
-    BadAnswerError,
-    Body,
-    Endpoint,
-    EndpointOptionError,
-    EndpointOptions,
-    RequestError,
-    first_choice,
-)
+from navtoken.labeling.chat import CHAT, chat_body, chat_text, judge_options, without_thoughts
+from navtoken.labeling.openai_client import Body, Endpoint, EndpointOptions, RequestError
 from navtoken.labeling.verdicts import Question, VerdictError, same_text
 from navtoken.reference import Reference, parse_reference
 from navtoken.tasks import Problem, Task
@@ -53,7 +46,6 @@ ENDED = "(nothing: the solution ends here)"
 
 _WORD = re.compile(r"\b(SAME|DIFFERENT)\b")
 _BARE = re.compile(r"\W*(same|different)\W*", re.IGNORECASE)
-_OPENED, _CLOSED = "<think>", "</think>"
 _IN_NAME = ("max_tokens", "reasoning_tokens", "context", "disagreement")
 """Options that may change a verdict: part of the judge's name. Prices and patience are not."""
 
@@ -146,7 +138,7 @@ class Judge:
         """
         easy = Question(task, Problem(task.name, "", "What is 2 + 2?", ""), "", "It is 4.", "It is 4.")
         try:
-            verdict = self.endpoint.ask("chat/completions", self._body(easy, swapped=False), _reply)
+            verdict = self.endpoint.ask(CHAT, self._body(easy, swapped=False), chat_text)
         except RequestError as error:
             raise VerdictError(f"the judge does not answer: {error}") from error
         if read_verdict(verdict) is None:
@@ -158,7 +150,7 @@ class Judge:
     def same(self, questions: Sequence[Question]) -> list[bool | None]:
         """See `Verifier`. Raises `EndpointError`."""
         pairs = [_Pair() for _ in questions]
-        for index, reply in self.endpoint.answers("chat/completions", self._bodies(questions), _reply):
+        for index, reply in self.endpoint.answers(CHAT, self._bodies(questions), chat_text):
             pairs[index].answers.append(None if isinstance(reply, RequestError) else read_verdict(reply))
         return [self._verdict(pair) for pair in pairs]
 
@@ -181,10 +173,8 @@ class Judge:
             problem=question.problem.prompt, prefix=prefix, first=first or ENDED, second=second or ENDED
         )
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
-        body: Body = {"model": self.options.endpoint.model, "messages": messages}
-        if self.options.reasoning_tokens:
-            return body | {"max_completion_tokens": self.options.reasoning_tokens}
-        return body | {"temperature": 0, "max_tokens": self.options.max_tokens}
+        options = self.options
+        return chat_body(options.endpoint.model, messages, options.max_tokens, options.reasoning_tokens)
 
     def _verdict(self, pair: _Pair) -> bool | None:
         if not pair.answers:
@@ -209,47 +199,14 @@ def judge_from(reference: Reference) -> Judge:
     """
     if reference.target is None or "model" not in reference.options:
         raise VerdictError(f"'{reference}': write judge:http://HOST:PORT/v1,model=NAME")
-    known = {option.name: option for kind in (JudgeOptions, EndpointOptions) for option in fields(kind)}
-    for name in ("endpoint", "url"):
-        del known[name]
-    given: dict[str, Any] = {}
-    for key, text in reference.options.items():
-        if key not in known:
-            raise VerdictError(
-                f"'{reference}': judge has no option '{key}'; it knows {', '.join(sorted(known))}"
-            )
-        given[key] = _typed(key, text, known[key].type)
-    own = {option.name for option in fields(JudgeOptions)}
-    endpoint = EndpointOptions(reference.target, **{key: given[key] for key in given if key not in own})
-    return Judge(JudgeOptions(endpoint, **{key: given[key] for key in given if key in own}))
+    own, of_endpoint = judge_options(reference, JudgeOptions, VerdictError)
+    return Judge(JudgeOptions(EndpointOptions(reference.target, **of_endpoint), **own))
 
 
 def read_verdict(reply: str) -> bool | None:
     """True for SAME, False for DIFFERENT, None for an answer that says neither. The last word counts; thoughts do not."""
-    said = reply.rpartition(_CLOSED)[2]
-    if _OPENED in said:
-        # Cut off while it was thinking.
-        return None
+    said = without_thoughts(reply)
     if bare := _BARE.fullmatch(said):
         return bare[1].lower() == "same"
     words = _WORD.findall(said)
     return words[-1] == "SAME" if words else None
-
-
-def _reply(answer: Body) -> str:
-    """The text of a chat answer. Raises `BadAnswerError`."""
-    message = first_choice(answer).get("message")
-    if not isinstance(message, dict):
-        raise BadAnswerError(f"the answer has no message: {str(answer)[:300]}")
-    content = message.get("content")
-    # Null where a judge spent all its tokens on thoughts that are kept elsewhere.
-    return content if isinstance(content, str) else ""
-
-
-def _typed(key: str, text: str, kind: Any) -> Any:
-    if kind not in (int, float):
-        return text
-    try:
-        return kind(text)
-    except ValueError:
-        raise EndpointOptionError(f"{key}={text} is no {'whole ' if kind is int else ''}number") from None

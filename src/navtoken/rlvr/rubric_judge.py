@@ -13,11 +13,11 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from navtoken.labeling.judge import _reply, _typed
+from navtoken.labeling.chat import CHAT, chat_body, chat_text, judge_options
 from navtoken.labeling.openai_client import Body, Endpoint, EndpointOptions, RequestError, first_choice
 from navtoken.reference import Reference
 from navtoken.rlvr.rubric_cache import ScoreCache
@@ -29,7 +29,6 @@ WINDOW = 64
 """So many answers in a row are looked at before a judge counts as one that gives no scores. More than one batch of a few
 responses, in which half may fail by chance."""
 MOST_RUBRIC_CHARS = 50_000
-CHAT = "chat/completions"
 
 
 class RubricError(ValueError):
@@ -159,10 +158,8 @@ class RubricJudge:
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
     def _body(self, messages: Messages) -> Body:
-        body: Body = {"model": self.options.endpoint.model, "messages": messages}
-        if self.options.reasoning_tokens:
-            return body | {"max_completion_tokens": self.options.reasoning_tokens}
-        return body | {"temperature": 0, "max_tokens": self.options.max_tokens}
+        options = self.options
+        return chat_body(options.endpoint.model, messages, options.max_tokens, options.reasoning_tokens)
 
     def _ask(self, fresh: Mapping[str, Messages]) -> None:
         """Fill the cache. A failed request leaves nothing there, and is asked again when it comes again."""
@@ -206,17 +203,10 @@ def rubric_judge_from(reference: Reference, folder: Path | None = None) -> Rubri
     """
     if reference.target is None or "model" not in reference.options:
         raise RubricError(f"'{reference}': write judge:http://HOST:PORT/v1,model=NAME,rubric=FILE")
-    known = {option.name: option.type for kind in (RubricOptions, EndpointOptions) for option in fields(kind)}
-    del known["endpoint"], known["url"]
-    given: dict[str, Any] = PATIENT | ({} if folder is None else {"cache": str(folder)})
-    for key, text in reference.options.items():
-        if key not in known:
-            raise RubricError(
-                f"'{reference}': judge has no option '{key}'; it knows {', '.join(sorted(known))}"
-            )
-        given[key] = _typed(key, text, known[key])
-    own = {key: given.pop(key) for key in [option.name for option in fields(RubricOptions)] if key in given}
-    return RubricJudge(RubricOptions(EndpointOptions(reference.target, **given), **own))
+    own, of_endpoint = judge_options(reference, RubricOptions, RubricError)
+    kept = {} if folder is None else {"cache": str(folder)}
+    endpoint = EndpointOptions(reference.target, **(PATIENT | of_endpoint))
+    return RubricJudge(RubricOptions(endpoint, **(kept | own)))
 
 
 def read_rubric(path: Path) -> str:
@@ -238,7 +228,7 @@ def read_rubric(path: Path) -> str:
 
 def _finished(answer: Body) -> str:
     """The text of a chat answer that came to its end; one that was cut off may stop at a number that it quotes."""
-    return "" if first_choice(answer).get("finish_reason") == "length" else _reply(answer)
+    return "" if first_choice(answer).get("finish_reason") == "length" else chat_text(answer)
 
 
 def _quoted(reply: str) -> str:

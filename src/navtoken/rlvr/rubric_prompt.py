@@ -11,6 +11,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from navtoken.labeling.chat import without_thoughts
+
 RUBRIC = """Does the response do what was asked?
 - It answers the question that was asked, the whole of it.
 - What it says is true, and each of its steps follows from what came before.
@@ -51,7 +53,6 @@ _LINE = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = str.maketrans("", "", "*_`#\"'")
-_OPENED, _CLOSED = "<think>", "</think>"
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def read_score(reply: str, scale: Scale) -> float | None:
     None for a line that says anything else, for a number outside the scale (it is not moved to the nearest end: a judge that says
     11 of 10 has not understood), for one out of another highest score, and for thoughts that never end.
     """
-    said = reply.rpartition(_CLOSED)[2]
-    lines = said.strip().splitlines()
-    if _OPENED in said or not lines:
+    lines = without_thoughts(reply).strip().splitlines()
+    if not lines:
         return None
     stated = _LINE.fullmatch(" ".join(lines[-1].translate(_MARKUP).split()))
     if stated is None or (stated[2] is not None and not math.isclose(float(stated[2]), scale.highest)):
