@@ -177,7 +177,7 @@ class LiveTable(TrainerCallback):
         table = Table(box=SIMPLE_HEAD, padding=0)
         for heading in ("step", *(column.heading for column in COLUMNS)):
             table.add_column(heading, justify="right", no_wrap=True)
-        for step in sorted(self._rows)[-NUM_ROWS:]:
+        for step in sorted(self._rows):
             table.add_row(str(step), *(column.cell(self._rows[step]) for column in COLUMNS))
         return table
 

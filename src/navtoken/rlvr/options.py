@@ -34,14 +34,15 @@ class RolloutOptions:
     rollouts: Literal["engine", "transformers", "vllm"] = "engine"
     """Who draws: the project's engine (log-probabilities and entropies come with the tokens), transformers' generate, or vLLM
     as TRL runs it (see --trl vllm_mode=colocate)."""
-    rollout_prompts: int = 16
+    rollout_prompts: int = 8
     """Problems of a rollout batch, over all ranks."""
     num_generations: int = 8
     """Responses to each problem: the group that advantages are relative to."""
     temperature: float = 1.0
     """Softmax temperature."""
     max_tokens: int | None = None
-    """Longest response in tokens; None takes the model's own limit, else what its context leaves."""
+    """Longest response in tokens; None takes the model's own limit (max_new_tokens in its generation config), else a quarter of its
+    context: a few responses that run in circles to the end of it would take most of the time."""
     rollout_rows: int = 128
     """Responses that the engine decodes together, on each rank."""
     rollout_scores: Literal["auto", "rollout", "forward"] = "auto"
@@ -219,7 +220,7 @@ class TrainRLOptions:
         """Longest response in tokens. Raises `TrainRLError` where the context has no room for it."""
         room = loaded.card.context - longest_prompt
         own = getattr(getattr(loaded.model, "generation_config", None), "max_new_tokens", None)
-        wanted = self.rollout.max_tokens or own or room
+        wanted = self.rollout.max_tokens or own or min(room, loaded.card.context // 4)
         if wanted > room or room < 1:
             raise TrainRLError(
                 f"responses of {wanted} tokens after prompts of up to {longest_prompt} do not fit into the context of "

@@ -30,20 +30,25 @@ class ProblemSet:
     """By task and problem id, in the order in which they were drawn."""
 
     @classmethod
-    def load(cls, references: Sequence[str], split: Split, num: int | None, seed: int) -> "ProblemSet":
-        """`num` problems of each task; None takes all of a finite set. Raises `ProblemError` and what tasks raise."""
+    def load(
+        cls,
+        references: Sequence[str],
+        split: Split,
+        num: int | None,
+        seed: int,
+        endless_num: int | None = None,
+    ) -> "ProblemSet":
+        """`num` problems of each task; None takes all of a finite set, and `endless_num` of one without an end.
+
+        Raises `ProblemError` and what tasks raise.
+        """
         if not references:
             raise ProblemError("no task is given; name at least one")
         tasks = {task.name: task for task in map(load_task, references)}
-        for task in tasks.values():
-            if task.endless and num is None:
-                raise ProblemError(
-                    f"task '{task.name}' has no end; say with num how many problems to train on"
-                )
         problems = {
             (task.name, problem.problem_id): problem
             for task in tasks.values()
-            for problem in task.problems(split, num, seed)
+            for problem in task.problems(split, _num_of(task, num, endless_num), seed)
         }
         if not problems:
             raise ProblemError(f"there are no problems in split '{split}' of {', '.join(tasks)}")
@@ -68,6 +73,14 @@ class ProblemSet:
         if problem is None:
             raise ProblemError(f"there is no problem '{problem_id}' of task '{task}' in this run")
         return self.tasks[task].verify(problem, text)
+
+
+def _num_of(task: Task, num: int | None, endless_num: int | None) -> int | None:
+    if not task.endless or num is not None:
+        return num
+    if endless_num is None:
+        raise ProblemError(f"task '{task.name}' has no end; say with num how many problems to take")
+    return endless_num
 
 
 def longest_prompt(rows: Iterable[Row]) -> int:

@@ -2,11 +2,12 @@
 
 What an RLVR step needs besides tokens, their log-probabilities and the entropies at their positions, the engine knows anyway:
 no second forward is made for them. The engine's model shares its weights with the one that is trained where these lie whole
-in one process; where they are sharded (FSDP, ZeRO-3) it has a copy, filled anew before every batch.
+in one process and in one dtype; where they are sharded (FSDP, ZeRO-3), or kept in float32 and computed in bfloat16, it has a
+copy, filled anew before every batch.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
@@ -20,8 +21,12 @@ from navtoken.engine.options import DEFAULTS
 from navtoken.policies.rules import LLMPolicy
 from navtoken.rlvr.groups import Rollout
 
-Gathered = Callable[[], dict[str, Tensor]]
-"""Makes the whole state dict out of what ranks hold; collective."""
+Gathered = Callable[[], Iterable[tuple[str, Tensor]]]
+"""Makes weights whole out of what ranks hold, one by one, on every rank; collective."""
+
+
+class RolloutError(ValueError):
+    """A model that responses cannot be drawn from."""
 
 
 class Rollouts(Protocol):
@@ -69,15 +74,18 @@ class EngineRollouts:
         ]
         for _ in self.engine.run():
             pass
-        return [[_rollout(row) for row in rows] for rows in groups]
+        return [[self._rollout(row) for row in rows] for rows in groups]
+
+    def _rollout(self, row: Sequence) -> Rollout:
+        if not self.tells_scores:
+            return Rollout(row.response_ids)
+        return Rollout(row.response_ids, row.record.logprob_llm, row.record.entropy_llm)
 
 
-def _rollout(row: Sequence) -> Rollout:
-    return Rollout(row.response_ids, row.record.logprob_llm, row.record.entropy_llm)
-
-
-def shadow_of(model: nn.Module, tokenizer: Any, reference: str) -> LoadedModel:
-    """The same model for the engine: modules of its own (it runs another attention), weights in common.
+def shadow_of(
+    model: nn.Module, tokenizer: Any, reference: str, dtype: torch.dtype | None = None
+) -> LoadedModel:
+    """The same model for the engine: modules of its own (it runs another attention), weights in common, or of another dtype.
 
     Call it before a trainer patches or wraps the model.
     """
@@ -85,23 +93,33 @@ def shadow_of(model: nn.Module, tokenizer: Any, reference: str) -> LoadedModel:
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
         for parameter in model.parameters()
     }
-    return LoadedModel(copy.deepcopy(model, shared), tokenizer, reference)
+    shadow = copy.deepcopy(model, shared)
+    for parameter in shadow.parameters() if dtype else ():
+        # Not the whole module: its rotary frequencies are buffers, and in bfloat16 they are too coarse for long responses.
+        parameter.data = parameter.data.to(dtype)
+    return LoadedModel(shadow, tokenizer, reference)
 
 
 @torch.no_grad()
 def follow(shadow: nn.Module, model: nn.Module, gathered: Gathered) -> None:
-    """Give the shadow the model's weights: the same memory where each lies whole on this rank, else copies."""
-    theirs = dict(model.named_parameters())
-    if all(_is_whole(theirs.get(name), mine) for name, mine in shadow.named_parameters()):
-        for name, mine in shadow.named_parameters():
-            mine.data = theirs[name].data
-        device = next(iter(theirs.values())).device
-        for buffer in shadow.buffers():
-            buffer.data = buffer.data.to(device)
-        return
-    weights = gathered()
-    for name, mine in shadow.named_parameters():
-        mine.copy_(weights[name])
+    """Give the shadow the model's weights: the same memory where each lies whole on this rank in one dtype, else copies.
+
+    Raises `RolloutError` where the model has not all of the shadow's weights.
+    """
+    theirs, missing = dict(model.named_parameters()), dict(shadow.named_parameters())
+    whole = all(_is_whole(theirs.get(name), mine) for name, mine in missing.items())
+    for name, weight in theirs.items() if whole else gathered():
+        mine = missing.pop(name, None)
+        if mine is None:
+            continue
+        if whole and weight.dtype == mine.dtype and weight.device == mine.device:
+            mine.data = weight.data
+        else:
+            mine.copy_(weight)
+    if missing:
+        raise RolloutError(
+            f"the model in training has no weight '{next(iter(missing))}', which the engine's has; give rollouts transformers or vllm"
+        )
 
 
 def _is_whole(theirs: Tensor | None, mine: Tensor) -> bool:

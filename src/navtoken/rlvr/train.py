@@ -6,6 +6,7 @@ Its folder is the only state: run again, the same command goes on from the last 
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from navtoken.checkpoints import LoadedModel, ModelPair, load_model
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.generation import fingerprints
 from navtoken.packed_linear import unpack_linears
+from navtoken.placement import is_main_rank
 from navtoken.provenance import provenance
 from navtoken.report.markup import write_whole
 from navtoken.rlvr.drift_watch import DriftWatch, DriftWatchOptions
@@ -32,10 +34,11 @@ from navtoken.rlvr.problems import ProblemSet, longest_prompt
 from navtoken.rlvr.rewards import Outcome, overlong, reward_named
 from navtoken.rlvr.rollouts import EngineRollouts, shadow_of
 from navtoken.rlvr.trainer import NavigationTrainer
+from navtoken.rlvr.trl_arguments import CHECKPOINTS, arguments
 from navtoken.rlvr.watch import Trained
 
-RUN, RESULT, MODEL, CHECKPOINTS = "run.json", "result.json", "model", "checkpoints"
-"""In a run's folder: what it was asked for, what came of it, the trained model, and what it resumes from."""
+RUN, RESULT, MODEL = "run.json", "result.json", "model"
+"""In a run's folder: what it was asked for, what came of it, and the trained model."""
 ENDLESS_NUM = 4096
 """Training problems of a task without an end, where none are asked for."""
 MAY_CHANGE = frozenset(("steps", "out", "threads", "device", "report_to", "save_every", "save_total"))
@@ -49,11 +52,16 @@ def train_rl(options: TrainRLOptions, console: Console) -> dict[str, Any]:
     the trainer raise.
     """
     options.check()
-    run = _prepare(options, console)
-    with run.table:
-        run.trainer.train(resume_from_checkpoint=run.checkpoint)
-    run.trainer.save_model(str(options.out / MODEL))
-    return _result(options, run)
+    with ExitStack() as stack:
+        run = _prepare(options, console, stack)
+        if _step_of(run.checkpoint) < run.trainer.args.max_steps:
+            with run.table:
+                run.trainer.train(resume_from_checkpoint=run.checkpoint)
+        else:
+            # The trainer would make one more update before it sees that there is none left to make.
+            run.trainer.restore(str(run.checkpoint))
+        run.trainer.save_model(str(options.out / MODEL))
+        return _result(options, run)
 
 
 @dataclass(eq=False)
@@ -69,30 +77,25 @@ class _Run:
     """Provenance."""
 
 
-def _prepare(options: TrainRLOptions, console: Console) -> _Run:
-    """Load, check and put together; whatever cannot work is found here, before the first response."""
-    args = _arguments(options, learning_rate=0.0, max_tokens=1)
-    loaded = _load(options, str(args.device))
-    problems = ProblemSet.load(options.task, "train", _num(options), options.seed)
+def _prepare(options: TrainRLOptions, console: Console, stack: ExitStack) -> _Run:
+    """Load, check and put together; whatever cannot work is found here, before the first response. What `stack` holds is closed
+    when the run ends."""
+    loaded = _load(options, str(arguments(options).device))
+    problems = ProblemSet.load(options.task, "train", options.num, options.seed, ENDLESS_NUM)
     rows = list(problems.rows(loaded.tokenizer, options.prompts))
     limit = options.max_tokens(loaded, longest_prompt(rows))
-    args = _arguments(options, options.learning_rate(loaded.card.parameters), limit)
+    args = arguments(options, options.learning_rate(loaded.card.parameters), limit)
     record = provenance(fingerprints(ModelPair(loaded, loaded)), **asdict(options))
     checkpoint = _claim_folder(options, record, args)
-    shadow = shadow_of(loaded.model, loaded.tokenizer, options.model)
-    engine = EngineRollouts(
-        shadow,
-        SamplingParams(temperature=options.rollout.temperature),
-        limit,
-        EngineOptions(max_rows=options.rollout.rollout_rows),
-    )
+    outcome, further = _rewards(options, problems, limit, stack)
+    engine = _engine(options, loaded, limit)
     trainer = NavigationTrainer(
         model=loaded.model.requires_grad_(True).train(),
         args=args,
         train_dataset=Dataset.from_list(rows),
         processing_class=loaded.tokenizer,
-        outcome=Outcome(reward_named(options.reward[0], problems, options.out)),
-        further_rewards=_further_rewards(options, problems, limit),
+        outcome=outcome,
+        further_rewards=further,
         selection=options.selection,
         dynamic=options.dynamic,
         rollouts=engine if options.rollout.rollouts == "engine" else None,
@@ -116,62 +119,16 @@ def _load(options: TrainRLOptions, device: str) -> LoadedModel:
     return loaded
 
 
-def _num(options: TrainRLOptions) -> int | None:
-    from navtoken.tasks import load_task
-
-    endless = any(load_task(task).endless for task in options.task)
-    return ENDLESS_NUM if options.num is None and endless else options.num
-
-
-def _arguments(options: TrainRLOptions, learning_rate: float, max_tokens: int) -> GRPOConfig:
-    """The run in TRL's words. Raises `TrainRLError` for a further option that TRL does not know."""
-    update, watch = options.update, options.watch
-    own: dict[str, Any] = {
-        "output_dir": str(options.out / CHECKPOINTS),
-        "seed": options.seed,
-        "data_seed": options.seed,
-        "use_cpu": options.device == "cpu" or not torch.accelerator.is_available(),
-        "num_generations": options.rollout.num_generations,
-        "max_completion_length": max_tokens,
-        "temperature": options.rollout.temperature,
-        "loss_type": "dapo",
-        "beta": 0.0,
-        "epsilon": update.epsilon_low,
-        "epsilon_high": update.epsilon_high,
-        "mask_truncated_completions": update.mask_truncated_completions,
-        "learning_rate": learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": update.warmup_steps * update.updates,
-        "weight_decay": update.weight_decay,
-        "max_grad_norm": update.max_grad_norm,
-        "bf16": update.precision == "bf16",
-        "gradient_checkpointing": update.gradient_checkpointing,
-        "use_vllm": options.rollout.rollouts == "vllm",
-        "max_steps": options.steps * update.updates,
-        "logging_steps": update.updates,
-        "save_steps": watch.save_every * update.updates,
-        "save_total_limit": watch.save_total,
-        "report_to": list(watch.report_to) or "none",
-        "logging_dir": str(options.out / "logs"),
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    known = set(GRPOConfig.__dataclass_fields__)
-    given = options.further_trl()
-    if unknown := sorted(set(given) - known):
-        raise TrainRLError(
-            f"TRL's GRPOConfig has no option '{unknown[0]}'; see its documentation for their names"
-        )
-    if taken := sorted(set(given) & set(own)):
-        raise TrainRLError(f"trl '{taken[0]}' is set by an option of this command; leave it out")
-    config = {name: value for name, value in own.items() if name in known} | given
-    ranks = GRPOConfig(**{**config, "num_generations": 2, "per_device_train_batch_size": 2}).world_size
-    sizes = options.sizes(ranks)
-    return GRPOConfig(
-        **config,
-        per_device_train_batch_size=sizes.forward_rows,
-        gradient_accumulation_steps=sizes.accumulated,
-        steps_per_generation=sizes.accumulated * sizes.updates,
+def _engine(options: TrainRLOptions, loaded: LoadedModel, max_tokens: int) -> EngineRollouts | None:
+    """Who draws, or only answers held-out problems; nobody where neither is wanted, which saves the memory of its weights."""
+    if options.rollout.rollouts != "engine" and not (options.watch.held_out_num or options.watch.drift_num):
+        return None
+    dtype = torch.bfloat16 if options.update.precision == "bf16" else None
+    return EngineRollouts(
+        shadow_of(loaded.model, loaded.tokenizer, options.model, dtype),
+        SamplingParams(temperature=options.rollout.temperature),
+        max_tokens,
+        EngineOptions(max_rows=options.rollout.rollout_rows),
     )
 
 
@@ -182,13 +139,39 @@ def _trusts_scores(options: TrainRLOptions, loaded: LoadedModel) -> bool:
     return options.update.precision == "float32" and loaded.model.dtype == torch.float32
 
 
-def _further_rewards(options: TrainRLOptions, problems: ProblemSet, max_tokens: int) -> list[Any]:
+def _rewards(
+    options: TrainRLOptions, problems: ProblemSet, max_tokens: int, stack: ExitStack
+) -> tuple[Outcome, list[Any]]:
+    """The outcome, and what is added to it; a judge is asked once, so that a wrong key shows before the work."""
+    named = [reward_named(reference, problems, options.out) for reference in options.reward]
+    for reward in named:
+        if is_main_rank() and hasattr(reward, "check"):
+            reward.check()
+        if hasattr(reward, "close"):
+            stack.callback(reward.close)
+    outcome = Outcome(named[0])
+    stack.callback(outcome.close)
     cache = options.overlong_cache(max_tokens)
-    rewards = [reward_named(reference, problems, options.out) for reference in options.reward[1:]]
-    return rewards + ([overlong(max_tokens, cache)] if cache else [])
+    return outcome, named[1:] + ([overlong(max_tokens, cache)] if cache else [])
 
 
 def _watchers(
+    options: TrainRLOptions,
+    max_tokens: int,
+    trainer: NavigationTrainer,
+    engine: EngineRollouts | None,
+    journal: Journal,
+    table: LiveTable,
+) -> Iterator[TrainerCallback]:
+    """In the order in which they see what the others say; the table last."""
+    yield JournalCallback(journal, asdict(options))
+    if engine is not None:
+        yield from _looks(options, max_tokens, trainer, engine, journal, table)
+    yield SaveAtTheEnd()
+    yield table
+
+
+def _looks(
     options: TrainRLOptions,
     max_tokens: int,
     trainer: NavigationTrainer,
@@ -196,10 +179,9 @@ def _watchers(
     journal: Journal,
     table: LiveTable,
 ) -> Iterator[TrainerCallback]:
-    """In the order in which they see what the others say; the table last."""
+    """Who looks at the weights now and then."""
     watch, updates = options.watch, options.update.updates
     trained = Trained(engine.pair, lambda: trainer.sync(engine), shared_engine=engine.engine)
-    yield JournalCallback(journal, asdict(options))
     tasks = watch.held_out or options.task
     if watch.held_out_num:
         problems = ProblemSet.load(tasks, "test", watch.held_out_num, watch.held_out_seed)
@@ -216,8 +198,6 @@ def _watchers(
         yield DriftWatch(
             frozen, options.out, trained, journal, watch.drift_every * updates, wanted, options.prompts, table
         )
-    yield SaveAtTheEnd()
-    yield table
 
 
 class SaveAtTheEnd(TrainerCallback):

@@ -15,7 +15,7 @@ Shapes: B rows, T places of responses (padded right), L tokens of this rank.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad
@@ -43,10 +46,12 @@ MEMORY = 0.3
 """Weight of the newest batch in the running share of informative groups."""
 NO_MASK, SOME_MASK = 1.0, 0.5
 """For TRL's `top_entropy_quantile`: at 1 its loss asks for no mask, below it does, and gets the one of pool `micro`."""
+FSDP_PREFIX = "_fsdp_wrapped_module."
+"""Before names of weights inside modules that FSDP 1 wrapped."""
 
 
 class TrainerError(ValueError):
-    """Sizes of batches that do not go together."""
+    """Sizes of batches, or options of TRL's, that do not go together."""
 
 
 @dataclass
@@ -110,6 +115,7 @@ class NavigationTrainer(GRPOTrainer):
         self._current: Batch = {}
         self._update_weights: list[Tensor] = []
         self._stream = ProblemStream(len(train_dataset), args.seed)
+        _check_arguments(args)
         super().__init__(
             model=model,
             args=args,
@@ -152,7 +158,17 @@ class NavigationTrainer(GRPOTrainer):
 
     def sync(self, rollouts: Rollouts) -> None:
         """Give whoever draws the weights as they are now; every rank must call it."""
-        rollouts.sync(self.model, lambda: self.accelerator.get_state_dict(self.model_wrapped))
+        rollouts.sync(self.model, self._whole_weights)
+
+    def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Sharded weights made whole, on every rank: Accelerate would leave all ranks but the first without any."""
+        with self._dist.summon_full_params(self.model_wrapped, writeback=False):
+            for name, weight in self.model.named_parameters():
+                with self._dist.gather_params([weight]):
+                    if isinstance(weight, DTensor):
+                        # Gathering is the accelerator's work where weights are offloaded, too.
+                        weight = weight.to(self.accelerator.device).full_tensor()  # type: ignore[attr-defined]
+                    yield name.replace(FSDP_PREFIX, ""), weight.data
 
     def _log_refill(self, filled: Filled) -> None:
         counts = (
@@ -233,7 +249,7 @@ class NavigationTrainer(GRPOTrainer):
     ) -> Any:
         """In drawing, TRL wants the old log-probabilities; entropies come out of the same forward, or both out of the rollouts."""
         batch = self._batch
-        if batch is None:
+        if batch is None or model is self.ref_model:
             return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
         if self._tells_scores:
             return self._padded([rollout.logprobs for rollout in batch.rollouts]), None, None
@@ -321,6 +337,9 @@ class NavigationTrainer(GRPOTrainer):
 
     def get_high_entropy_mask(self, entropies: Tensor, mask: Tensor, threshold: float) -> Tensor:
         """TRL's hook in a forward's loss: the weights of pool `micro`, in place of its quantile over all ranks' forwards."""
+        if not self.model.training:
+            # An evaluation's loss is that of all tokens, as with the other pools.
+            return mask
         columns = {"advantages": self._current["advantages"]}
         weight_L = self._pool_weights(self._columns(columns, mask, entropies.detach()), alone=True)
         return scattered(weight_L, mask)
@@ -387,11 +406,34 @@ class NavigationTrainer(GRPOTrainer):
             self._step = state.pop("step")
             self.drawn = Drawn(**state)
 
+    def restore(self, checkpoint: str) -> None:
+        """Take a checkpoint's weights and step, without training."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+
     def _check_sizes(self) -> None:
         args = self.args
+        if args.beta and self.ref_model is None:
+            # TRL then scores the reference with the model itself, its adapter off.
+            raise TrainerError(
+                f"beta is {args.beta} and the model an adapter's, which is not supported; give beta 0"
+            )
         own = args.per_device_train_batch_size * args.steps_per_generation
         if own % self.num_generations:
             raise TrainerError(
                 f"a rank's part of a rollout batch has {own} responses, which are no whole groups of {self.num_generations}; make "
                 "responses per rank a multiple of the group size"
             )
+
+
+def _check_arguments(args: GRPOConfig) -> None:
+    accumulated, drawn = args.gradient_accumulation_steps, args.steps_per_generation
+    if accumulated % drawn and drawn % accumulated:
+        raise TrainerError(
+            f"a rollout batch of {drawn} forwards is cut up by updates of {accumulated}; make steps_per_generation a multiple of "
+            "gradient_accumulation_steps, or the reverse"
+        )
+    if args.top_entropy_quantile != 1.0:
+        raise TrainerError(
+            f"top_entropy_quantile is {args.top_entropy_quantile}; which tokens carry gradient is a matter of selection: leave it out"
+        )

@@ -36,6 +36,7 @@ METHODS = {
     "_prepare_inputs": ("generation_batch",),
     "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_load_from_checkpoint": ("resume_from_checkpoint",),
 }
 """Methods, and the first of their parameters."""
 

@@ -1,0 +1,81 @@
+"""A run's options in TRL's words.
+
+TRL counts updates where a run counts steps (rollout batches), and sizes are those of one rank.
+"""
+
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from navtoken.placement import num_ranks
+from navtoken.rlvr.options import TrainRLError, TrainRLOptions
+
+CHECKPOINTS = "checkpoints"
+"""In a run's folder: what it resumes from, and the loggers' files."""
+SIZES = frozenset(
+    (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "steps_per_generation",
+        "generation_batch_size",
+        "top_entropy_quantile",
+    )
+)
+
+
+def arguments(
+    options: TrainRLOptions, learning_rate: float = 0.0, max_tokens: int = 1, ranks: int | None = None
+) -> GRPOConfig:
+    """The run in TRL's words; rate and length are known once the model is. Raises `TrainRLError` for a further option that TRL does
+    not know, or that this command sets itself."""
+    update, watch = options.update, options.watch
+    own: dict[str, Any] = {
+        "output_dir": str(options.out / CHECKPOINTS),
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "use_cpu": options.device == "cpu" or not torch.accelerator.is_available(),
+        "num_generations": options.rollout.num_generations,
+        "max_completion_length": max_tokens,
+        "temperature": options.rollout.temperature,
+        "loss_type": "dapo",
+        "beta": 0.0,
+        "epsilon": update.epsilon_low,
+        "epsilon_high": update.epsilon_high,
+        "mask_truncated_completions": update.mask_truncated_completions,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": update.warmup_steps * update.updates,
+        "weight_decay": update.weight_decay,
+        "max_grad_norm": update.max_grad_norm,
+        "bf16": update.precision == "bf16",
+        "gradient_checkpointing": update.gradient_checkpointing,
+        "use_vllm": options.rollout.rollouts == "vllm",
+        "max_steps": options.steps * update.updates,
+        "logging_steps": update.updates,
+        "save_steps": watch.save_every * update.updates,
+        "save_total_limit": watch.save_total,
+        "report_to": list(watch.report_to) or "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    given = _further(options, own)
+    sizes = options.sizes(num_ranks() if ranks is None else ranks)
+    return GRPOConfig(
+        **own,
+        **given,
+        per_device_train_batch_size=sizes.forward_rows,
+        gradient_accumulation_steps=sizes.accumulated,
+        steps_per_generation=sizes.accumulated * sizes.updates,
+    )
+
+
+def _further(options: TrainRLOptions, own: dict[str, Any]) -> dict[str, Any]:
+    given = options.further_trl()
+    if unknown := sorted(set(given) - set(GRPOConfig.__dataclass_fields__)):
+        raise TrainRLError(
+            f"TRL's GRPOConfig has no option '{unknown[0]}'; see its documentation for their names"
+        )
+    if taken := sorted(set(given) & (set(own) | SIZES)):
+        raise TrainRLError(f"trl '{taken[0]}' is set by options of this command; leave it out")
+    return given
