@@ -1,0 +1,234 @@
+"""Tables and pictures of the runs of `rlvr.py` that have ended."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan, sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+
+from navtoken.evaluation.metrics import mean_and_error
+from navtoken.report import Curve, CurvesSection, write_svg
+from navtoken.report.markup import write_whole
+
+Run = dict[str, Any]
+
+ARMS = {
+    "all": "all tokens",
+    "top20": "top 20 %",
+    "bottom80": "bottom 80 %",
+    "random20": "random 20 %",
+    "top10": "top 10 %",
+    "top50": "top 50 %",
+}
+FOUR = ("all", "top20", "bottom80", "random20")
+RHO = ("top10", "top20", "top50", "all")
+TESTS = ("countdown", "countdown, greedy", "knights", "arithmetic")
+LONGER = "_longer"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm less another, on the same problems and seeds."""
+
+    value: float
+    error_problems: float
+    """Over problems, seeds taken as they are."""
+    by_seed: list[float]
+
+    @property
+    def error(self) -> float:
+        """Problems and seeds together; of few seeds the second part is a guess."""
+        if len(self.by_seed) < 2:
+            return nan
+        return sqrt(self.error_problems**2 + stdev(self.by_seed) ** 2 / len(self.by_seed))
+
+
+def report(runs_folder: Path, out: Path, console: Console) -> None:
+    """Write `table.md`, `summary.json` and the pictures into `out`."""
+    runs = [json.loads(path.read_text()) for path in sorted(runs_folder.glob("*.json"))]
+    base = next((run for run in runs if run["name"] == "base"), None)
+    arms = by_arm([run for run in runs if not run["name"].startswith("tune") and run is not base])
+    text = markdown(arms, base, [run for run in runs if run["name"].startswith("tune")])
+    write_whole(out / "table.md", text)
+    write_whole(out / "summary.json", json.dumps(summary(arms, base), indent=1) + "\n")
+    for name, section in pictures(arms).items():
+        write_svg(section, out / f"{name}.svg")
+    console.print(text, markup=False)
+
+
+def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs by arm, those with a larger length limit as arms of their own; by seed."""
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        arm = run["name"].replace(LONGER, "").rpartition("_")[0]
+        found[arm + (LONGER if LONGER in run["name"] else "")].append(run)
+    return dict(found)
+
+
+# ---- figures --------------------------------------------------------------------------------------------------
+
+
+def accuracy(run: Run, test: str) -> float:
+    return float(run["test"][test]["accuracy"])
+
+
+def problems_of(run: Run, test: str) -> dict[str, float]:
+    """Share of right responses by problem."""
+    (correct,) = run["test"][test]["correct"].values()
+    return dict(correct)
+
+
+def mean_over_seeds(runs: Sequence[Run], test: str) -> dict[str, float]:
+    each = [problems_of(run, test) for run in runs]
+    return {problem: fmean(own[problem] for own in each) for problem in each[0]}
+
+
+def difference(one: Sequence[Run], other: Sequence[Run], test: str) -> Difference:
+    """Of the seeds that both have."""
+    seeds = {run["seed"] for run in one} & {run["seed"] for run in other}
+    one, other = ([run for run in runs if run["seed"] in seeds] for runs in (one, other))
+    ours, theirs = mean_over_seeds(one, test), mean_over_seeds(other, test)
+    value, error = mean_and_error([ours[problem] - theirs[problem] for problem in ours])
+    by_seed = [accuracy(a, test) - accuracy(b, test) for a, b in zip(one, other, strict=True)]
+    return Difference(value, error, by_seed)
+
+
+def summary(arms: Mapping[str, Sequence[Run]], base: Run | None) -> dict[str, Any]:
+    """All that the table says, as numbers."""
+    found: dict[str, Any] = {"arms": {}, "differences": {}}
+    for arm, runs in arms.items():
+        found["arms"][arm] = {
+            "seeds": [run["seed"] for run in runs],
+            **{test: [accuracy(run, test) for run in runs] for test in TESTS},
+            "overlap": [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]],
+            "revisions": sorted({str(run["provenance"]["git_revision"]) for run in runs}),
+        }
+        if arm != "all" and "all" in arms:
+            own = {test: difference(runs, arms["all"], test) for test in TESTS}
+            found["differences"][f"{arm} - all"] = {
+                test: vars(each) | {"error": each.error} for test, each in own.items()
+            }
+    if base is not None:
+        found["base"] = {test: accuracy(base, test) for test in TESTS}
+    return found
+
+
+# ---- the table ------------------------------------------------------------------------------------------------
+
+
+def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequence[Run]) -> str:
+    head = ("arm", "seeds", *TESTS, "countdown less `all`", "tokens", "top 20 % as base's (%)")
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " ---: |" * (len(head) - 1)]
+    if base is not None:
+        cells = [_percent(base["test"][test]["accuracy"]) for test in TESTS]
+        lines.append(_line("base", "–", *cells, "–", f"{base['test']['countdown']['mean_length']:.0f}", "–"))
+    for arm in (name for name in _ordered(arms)):
+        runs = arms[arm]
+        versus = (
+            "–" if arm == "all" or "all" not in arms else _versus(difference(runs, arms["all"], "countdown"))
+        )
+        overlaps = [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]]
+        lengths = fmean(run["test"]["countdown"]["mean_length"] for run in runs)
+        cells = [_percent(*(accuracy(run, test) for run in runs)) for test in TESTS]
+        overlap = f"{100 * fmean(overlaps):.1f}" if overlaps else "–"
+        lines.append(_line(_named(arm), str(len(runs)), *cells, versus, f"{lengths:.0f}", overlap))
+    tuned = [
+        f"{run['provenance']['arguments']['update']['learning_rate']:g}: {100 * run['held_out'][-1]['accuracy']:.1f} ± "
+        f"{100 * run['held_out'][-1]['accuracy_se']:.1f} %"
+        for run in tuning
+    ]
+    return (
+        "Accuracy in percent on test problems after training on countdown, mean over seeds (smallest to largest); `less all` with the "
+        "standard error over problems and seeds.\n\n"
+        + "\n".join(lines)
+        + f"\n\nTuning of the learning rate on arm `all`, held-out accuracy at T = 1: {'; '.join(tuned)}.\n"
+    )
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(*values: float) -> str:
+    spread = f" ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+def _versus(found: Difference) -> str:
+    return f"{100 * found.value:+.1f} ± {100 * found.error:.1f}"
+
+
+def _ordered(arms: Mapping[str, Any]) -> list[str]:
+    known = [name + suffix for suffix in ("", LONGER) for name in ARMS]
+    return [name for name in known if name in arms]
+
+
+def _named(arm: str) -> str:
+    return ARMS[arm.replace(LONGER, "")] + (", longer" if LONGER in arm else "")
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------
+
+Series = Callable[[Run], list[tuple[float, float]]]
+"""(step, value) of a run."""
+
+
+def pictures(arms: Mapping[str, Sequence[Run]]) -> dict[str, CurvesSection]:
+    """Those for which there are runs."""
+    four = {arm: arms[arm] for arm in FOUR if arm in arms}
+    rho = {arm: arms[arm] for arm in RHO if arm in arms}
+    made = {
+        "accuracy": _curves(
+            four, "Held-out accuracy at T = 1", held_out("accuracy"), "accuracy", percent=True
+        ),
+        "length": _curves(four, "Tokens of a response", held_out("mean_length"), "tokens"),
+        "entropy": _curves(four, "Entropy of the policy", held_out("entropy"), "nats a token"),
+        "overlap": _curves(
+            four, "Top 20 % that are the base's too", overlap, "share of positions", percent=True
+        ),
+        "change": _bins(four),
+    }
+    if len(rho) > 2:
+        made["fractions"] = _curves(
+            rho, "Held-out accuracy at T = 1", held_out("accuracy"), "accuracy", percent=True
+        )
+    return made
+
+
+def held_out(name: str) -> Series:
+    return lambda run: [(each["step"], float(each[name])) for each in run["held_out"]]
+
+
+def overlap(run: Run) -> list[tuple[float, float]]:
+    return [(each["step"], float(each["overlap"]["value"])) for each in run["drift"]]
+
+
+def _curves(
+    arms: Mapping[str, Sequence[Run]], title: str, series: Series, label: str, percent: bool = False
+) -> CurvesSection:
+    curves = [_curve(ARMS[arm], [series(run) for run in runs]) for arm, runs in arms.items()]
+    return CurvesSection(title, curves, "step", label, y_percent=percent, band=True)
+
+
+def _curve(name: str, runs: Sequence[list[tuple[float, float]]]) -> Curve:
+    """Mean over seeds; the band is from the smallest to the largest."""
+    places = [x for x, _ in min(runs, key=len)]
+    values = [[dict(run)[x] for run in runs] for x in places]
+    return Curve(name, places, [fmean(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+
+
+def _bins(arms: Mapping[str, Sequence[Run]]) -> CurvesSection:
+    """Mean size of the change of entropy by 5 % bin of base entropy, at the end."""
+    curves = []
+    for arm, runs in arms.items():
+        last = [[each["value"] for each in run["drift"][-1]["size_by_bin"]] for run in runs if run["drift"]]
+        places = [5.0 * (index + 0.5) for index in range(len(last[0]))]
+        curves.append(_curve(ARMS[arm], [list(zip(places, each, strict=True)) for each in last]))
+    return CurvesSection(
+        "Change of entropy by entropy under the base", curves, "percentile of base entropy", "nats", band=True
+    )
