@@ -3,8 +3,10 @@
 PYTHON ?= python3
 # Test processes. Models of tests are tiny: a second thread of one process would only wait.
 WORKERS ?= 2
-# Problems per family that the routers learn from and are calibrated on: few responses that run in circles hold much of an LLM share.
+# Problems per family that the routers learn from, and on which their thresholds are found at most: few responses that run in
+# circles hold much of an LLM share, so it takes many.
 ROUTER_NUM ?= 3000
+CALIBRATION_NUM ?= 250
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
@@ -38,11 +40,11 @@ pair: $(STAMPS)/run
 router: $(STAMPS)/run
 	$(BIN)/navtoken label --num $(ROUTER_NUM) --out build/labels/greedy
 	$(BIN)/navtoken label build/labels/greedy/responses --draft sampled --out build/labels/sampled
-	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num $(ROUTER_NUM) \
+	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num $(CALIBRATION_NUM) \
 		--share 0.1 --share 0.13 --share 0.15 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
 	$(BIN)/navtoken generate --split train --policy slm --num $(ROUTER_NUM) --out build/labels/slm
 	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses \
-		--temperature 0 --calibration-num $(ROUTER_NUM) --share 0.1 --share 0.2 --share 0.4 --out build/query_router
+		--temperature 0 --calibration-num $(CALIBRATION_NUM) --share 0.1 --share 0.2 --share 0.4 --out build/query_router
 	install -D -m 644 -t src/navtoken/embedded/router build/router/router.json build/router/router.safetensors
 	install -D -m 644 -t src/navtoken/embedded/query_router build/query_router/router.json build/query_router/router.safetensors
 	install -D -m 644 build/labels/greedy/labels.json experiments/routers/labels_greedy.json
