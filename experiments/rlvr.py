@@ -4,7 +4,7 @@
     .venv/bin/python experiments/rlvr.py tune          # the learning rate, on arm `all` only
     .venv/bin/python experiments/rlvr.py arms          # all, top 20 %, bottom 80 %, random 20 %
     .venv/bin/python experiments/rlvr.py fractions     # top 10 and 50 %, next to 20 and 100
-    .venv/bin/python experiments/rlvr.py length        # each arm's runs go on with a larger length limit
+    .venv/bin/python experiments/rlvr.py length        # the runs of all and top 20 % go on with a larger length limit
     .venv/bin/python experiments/rlvr.py report        # tables and pictures of what is there
 
 Each run resumes where it stopped, and when it ends writes `experiments/rlvr/runs/NAME.json`: losses and metrics of every step, accuracy on
@@ -58,6 +58,7 @@ ARMS = {
     "random20": "random:0.2",
 }
 FRACTIONS = {"top10": "top_entropy:0.1", "top50": "top_entropy:0.5"}
+LONGER_ARMS = ("all", "top20")
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3)
 STEPS, TUNE_STEPS, LONGER_STEPS = 30, 20, 10
@@ -111,13 +112,13 @@ def _runs(stage: Stage, work: Path) -> Iterator[Planned]:
             yield _planned(f"tune_{rate:g}", "all", TUNE_SEED, rate, work, TUNE_STEPS)
         return
     rate = tuned_rate()
-    arms = ARMS | FRACTIONS if stage == "length" else FRACTIONS if stage == "fractions" else ARMS
+    arms = FRACTIONS if stage == "fractions" else ARMS
     for seed in SEEDS:
         for arm, select in arms.items():
             planned = _planned(f"{arm}_{seed}", select, seed, rate, work)
             if stage != "length":
                 yield planned
-            elif (RUNS / f"{planned.name}.json").exists() and arm in ("all", "top20"):
+            elif arm in LONGER_ARMS:
                 yield _longer(planned, work)
 
 

@@ -108,9 +108,9 @@ def summary(arms: Mapping[str, Sequence[Run]], base: Run | None) -> dict[str, An
             "overlap": [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]],
             "revisions": sorted({str(run["provenance"]["git_revision"]) for run in runs}),
         }
-        if arm != "all" and "all" in arms:
-            own = {test: difference(runs, arms["all"], test) for test in TESTS}
-            found["differences"][f"{arm} - all"] = {
+        if (control := _control(arm)) != arm and control in arms:
+            own = {test: difference(runs, arms[control], test) for test in TESTS}
+            found["differences"][f"{arm} - {control}"] = {
                 test: vars(each) | {"error": each.error} for test, each in own.items()
             }
     if base is not None:
@@ -129,18 +129,19 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
         lines.append(_line("base", "–", *cells, "–", f"{base['test']['countdown']['mean_length']:.0f}", "–"))
     for arm in (name for name in _ordered(arms)):
         runs = arms[arm]
-        versus = (
-            "–" if arm == "all" or "all" not in arms else _versus(difference(runs, arms["all"], "countdown"))
-        )
+        control = _control(arm)
+        compared = control != arm and control in arms
+        versus = _versus(difference(runs, arms[control], "countdown")) if compared else "–"
         overlaps = [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]]
         lengths = fmean(run["test"]["countdown"]["mean_length"] for run in runs)
         cells = [_percent(*(accuracy(run, test) for run in runs)) for test in TESTS]
         overlap = f"{100 * fmean(overlaps):.1f}" if overlaps else "–"
         lines.append(_line(_named(arm), str(len(runs)), *cells, versus, f"{lengths:.0f}", overlap))
     tuned = [
-        f"{run['provenance']['arguments']['update']['learning_rate']:g}: {100 * run['held_out'][-1]['accuracy']:.1f} ± "
-        f"{100 * run['held_out'][-1]['accuracy_se']:.1f} %"
+        f"{run['provenance']['arguments']['update']['learning_rate']:g}: {100 * each['accuracy']:.1f} ± {100 * each['accuracy_se']:.1f} %"
         for run in tuning
+        for each in run["held_out"]
+        if each["step"] == run["provenance"]["arguments"]["steps"]
     ]
     return (
         "Accuracy in percent on test problems after training on countdown, mean over seeds (smallest to largest); `less all` with the "
@@ -161,6 +162,11 @@ def _percent(*values: float) -> str:
 
 def _versus(found: Difference) -> str:
     return f"{100 * found.value:+.1f} ± {100 * found.error:.1f}"
+
+
+def _control(arm: str) -> str:
+    """All tokens, at the arm's own length limit."""
+    return "all" + LONGER if LONGER in arm else "all"
 
 
 def _ordered(arms: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Filling a batch with informative groups: whoever draws, however unlucky, and whatever other ranks need."""
 
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from navtoken.rlvr.groups import (
     fill,
 )
 
-WAIT = 10
+WAIT = 2
 """Seconds after which a rank that waits for others is taken for hung."""
 
 
@@ -161,13 +162,14 @@ def test_a_group_is_not_preferred_for_being_short() -> None:
     assert [len(group.rollouts[0].token_ids) for group in filled.groups] == [9, 1, 5]
 
 
-def test_rounds_are_sized_by_the_share_that_is_expected() -> None:
+def test_rounds_are_sized_by_the_share_that_is_expected_and_a_standard_deviation() -> None:
     (even,) = run_ranks([[True, False]], 8, DynamicSamplingOptions(), share=0.5)
-    assert list(map(len, even.draws)) == [16] and even.filled.shortage == 0
+    # 8 of 20 are expected, but for the square root of 8 x 0.5.
+    assert list(map(len, even.draws)) == [20] and even.filled.shortage == 0
     (first,) = run_ranks([[True, False]], 8, DynamicSamplingOptions(), share=1.0)
-    assert list(map(len, first.draws)) == [8, 8], "4 are missing, and half of them are informative"
+    assert list(map(len, first.draws)) == [8, 11], "4 are missing, and half of them are informative"
     (none,) = run_ranks([[False]], 8, DynamicSamplingOptions(max_rounds=2), share=0.0)
-    most = round(8 / LEAST_SHARE)
+    most = math.ceil((8 + math.sqrt(8 * (1 - LEAST_SHARE))) / LEAST_SHARE)
     assert list(map(len, none.draws)) == [most, most, most], "bounded however bad the luck"
     assert none.filled.shortage == 8
 

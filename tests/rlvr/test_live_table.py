@@ -229,14 +229,6 @@ def test_a_line_has_what_watchers_saw_at_its_step() -> None:
     ]
 
 
-def test_text_in_brackets_is_no_markup() -> None:
-    console = plain()
-    live = LiveTable(console)
-    live.note(1, {"reward": 0.5, "[red]": 1})
-    live.close()
-    assert written(console).splitlines() == ["step 1/0 · reward 0.500"]
-
-
 def test_other_ranks_are_silent() -> None:
     for console in (plain(), terminal()):
         run_steps([LiveTable(console)], 0, 2, logs=LOGS, main=False)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
+from navtoken.rlvr.arguments import TrainerError, check_arguments
 from navtoken.rlvr.groups import DynamicSamplingOptions
 from navtoken.rlvr.selection import RULES, FractionError, SelectionOptions
-from navtoken.rlvr.trainer import TrainerError
 from rlvr_runs import (
     FixedRollouts,
     Ours,
@@ -57,23 +58,28 @@ def assert_same_updates(ours: Any, stock: Any, tolerance: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "trl"),
     [
-        Sizes(rows=8, accumulated=1, updates=1, steps=2),
-        Sizes(rows=2, accumulated=4, updates=1, steps=2),
-        Sizes(rows=4, accumulated=2, updates=2, steps=4),
-        Sizes(rows=4, accumulated=1, updates=3, steps=3),
+        (Sizes(rows=8, accumulated=1, updates=1, steps=2), {}),
+        (Sizes(rows=2, accumulated=4, updates=1, steps=2), {}),
+        (Sizes(rows=4, accumulated=2, updates=2, steps=4), {}),
+        (Sizes(rows=4, accumulated=1, updates=3, steps=3), {}),
+        (Sizes(rows=4, accumulated=2, updates=1, steps=4), {"num_iterations": 2}),
+        (Sizes(rows=4, accumulated=4, steps=2), {"steps_per_generation": 2}),
     ],
 )
 @pytest.mark.parametrize("told", [True, False])
-def test_all_tokens_are_stock_dapo(sizes: Sizes, told: bool, tmp_path: Path, same_shuffle: None) -> None:
-    """Rows dealt by length and padding cut included, and with old log-probabilities where they matter."""
+def test_all_tokens_are_stock_dapo(
+    sizes: Sizes, trl: dict[str, Any], told: bool, tmp_path: Path, same_shuffle: None
+) -> None:
+    """Rows dealt by length and padding cut included, and with old log-probabilities where they matter: several updates of a
+    rollout batch, the same batch twice, several batches to an update."""
     kinds = ["mixed"] * sizes.problems * sizes.steps
     rollouts = FixedRollouts(told)
     ours = our_trainer(
-        tmp_path, kinds, sizes, SelectionOptions("all"), rollouts=rollouts, learning_rate=GENTLE
+        tmp_path, kinds, sizes, SelectionOptions("all"), rollouts=rollouts, learning_rate=GENTLE, **trl
     )
-    stock = stock_trainer(tmp_path, kinds, sizes, learning_rate=GENTLE)
+    stock = stock_trainer(tmp_path, kinds, sizes, learning_rate=GENTLE, **trl)
     ours.train()
     stock.train()
     assert_same_updates(ours, stock)
@@ -82,9 +88,9 @@ def test_all_tokens_are_stock_dapo(sizes: Sizes, told: bool, tmp_path: Path, sam
         assert rows[0] != rows[1], "rows are dealt to forwards by length"
     width = [sum(inputs["completion_ids"].numel() for inputs in trainer.fed) for trainer in (ours, stock)]
     assert width[0] < width[1] or sizes.rows == 8, "padding is cut"
-    if sizes.updates > 1:
-        old = [inputs["old_per_token_logps"] for inputs in stock.fed]
-        assert all("old_per_token_logps" in inputs for inputs in ours.fed) and len(old) == len(ours.fed)
+    matter = sizes.updates > 1 or "num_iterations" in trl
+    for trainer in (ours, stock):
+        assert all(("old_per_token_logps" in inputs) is matter for inputs in trainer.fed)
 
 
 def test_uninformative_groups_can_be_counted_as_stock_counts_them(tmp_path: Path, same_shuffle: None) -> None:
@@ -299,6 +305,28 @@ def test_an_evaluation_counts_all_tokens(pool: Any, tmp_path: Path, same_shuffle
     assert not any("selection" in name for name in found)
     if pool == "micro":
         assert trainer.fed[-1]["mask"].all()
+
+
+def test_a_reference_without_a_model_of_its_own_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    """TRL scores an adapter's reference with the model in training, which rollouts answer for."""
+    monkeypatch.setattr(grpo, "create_model_from_path", lambda *args, **kwargs: None)
+    with pytest.raises(TrainerError, match="beta is 0.1"):
+        our_trainer(tmp_path, ["mixed"] * 2, beta=0.1)
+
+
+def test_groups_lie_whole_on_a_rank() -> None:
+    """TRL asks for whole groups of all ranks together only."""
+    args = SimpleNamespace(
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        per_device_train_batch_size=6,
+        num_generations=4,
+        top_entropy_quantile=1.0,
+    )
+    with pytest.raises(TrainerError, match="has 6 responses, which are no whole groups of 4"):
+        check_arguments(args)
+    args.steps_per_generation = 2
+    check_arguments(args)
 
 
 @pytest.mark.parametrize(

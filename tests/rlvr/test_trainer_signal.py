@@ -9,7 +9,7 @@ import torch
 from navtoken.rlvr.groups import DynamicSamplingOptions
 from navtoken.rlvr.rewards import overlong
 from navtoken.rlvr.selection import SelectionOptions
-from rlvr_runs import FixedRollouts, Key, Sizes, our_trainer, problem_rows, rows_fed
+from rlvr_runs import GRADES, FixedRollouts, Key, Sizes, our_trainer, problem_rows, rows_fed
 from tiny_models import EOS
 
 SIZES = Sizes(rows=4, accumulated=4)
@@ -164,3 +164,26 @@ def test_responses_cut_off_are_left_out_where_that_is_asked_for(
     assert sorted(row for inputs in trainer.fed for row in rows_fed(inputs)) == sorted(whole)
     assert trainer.logged[0]["selection/pool_tokens"] == tokens(whole)
     assert int(trainer.fed[0]["num_items_in_batch"]) == tokens(whole)
+
+
+def test_a_response_without_an_outcome_is_not_moved_by_what_is_added(tmp_path: Path) -> None:
+    """TRL adds up the rewards that are there: a punishment of 0 would make it the worst of its group."""
+    trainer = our_trainer(
+        tmp_path,
+        ["half"] * 4,
+        SIZES,
+        SelectionOptions("all"),
+        AS_DRAWN,
+        further_rewards=[overlong(max_tokens=100, cache=1)],
+    )
+    trainer.train()
+    advantages = {
+        int(ids[0]): float(advantage[0])
+        for inputs in trainer.fed
+        for ids, advantage in zip(inputs["completion_ids"], inputs["advantages"], strict=True)
+    }
+    scored = {first: GRADES["half"](first) is not None for first in advantages}
+    assert {first for first, advantage in advantages.items() if advantage} == {
+        first for first, there in scored.items() if there
+    }
+    assert len(set(scored.values())) == 2

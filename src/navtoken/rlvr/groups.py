@@ -56,8 +56,8 @@ class DynamicSamplingOptions:
     """Further rounds of drawing at most; what is missing then is logged, stands in the batch without weight, and
     leaves its size as it is."""
     count_uninformative: bool = False
-    """Let tokens of groups without signal count in the pool and in the normaliser, as stock TRL does. They have no gradient, so
-    the others' becomes smaller."""
+    """Let tokens of groups without signal count in the pool and in the normaliser, and a punishment of length move them, as in stock
+    TRL. The others' gradient becomes smaller."""
 
     def __post_init__(self) -> None:
         if self.max_rounds < 0:
@@ -135,5 +135,6 @@ def fill(
 
 
 def _needed(groups: int, share: float) -> int:
-    """How many to draw so that about so many are informative."""
-    return math.ceil(groups / max(share, LEAST_SHARE) - 1e-9)
+    """How many to draw so that so many are informative, with a standard deviation to spare: half of the rounds would fall short."""
+    share = min(1.0, max(share, LEAST_SHARE))
+    return math.ceil((groups + math.sqrt(groups * (1.0 - share))) / share - 1e-9)

@@ -45,6 +45,8 @@ class RolloutOptions:
     context: a few responses that run in circles to the end of it would take most of the time."""
     rollout_rows: int = 128
     """Responses that the engine decodes together, on each rank."""
+    cache_gib: float | None = None
+    """Memory of the engine's KV cache in GiB, on each rank; None takes what rollout_rows responses of full length need."""
     rollout_scores: Literal["auto", "rollout", "forward"] = "auto"
     """Where the old log-probabilities of the clipped ratio and the entropies of pool batch come from: the rollouts themselves
     or a forward of the trained model. auto trusts rollouts by the engine in float32 at temperature 1."""
@@ -142,7 +144,7 @@ class TrainRLOptions:
     continue_from: Path | None = None
     """Folder of a finished run whose last checkpoint, optimiser and all, this one goes on from: give it a larger max_tokens, as the
     paper does, and a new folder."""
-    device: str | None = None
+    device: Literal["cpu"] | None = None
     """cpu keeps a machine's accelerators out of it; None takes them."""
     threads: int | None = None
     """Torch threads on the CPU; None is one for a model as small as the embedded ones, else torch's choice."""
@@ -178,6 +180,12 @@ class TrainRLOptions:
         if not self.rollout.temperature > 0:
             raise TrainRLError(
                 f"temperature is {self.rollout.temperature}; greedy responses are all alike and teach nothing: give one above 0"
+            )
+        if self.rollout.max_tokens is not None and self.rollout.max_tokens < 1:
+            raise TrainRLError(f"max_tokens is {self.rollout.max_tokens}; give at least 1, or leave it out")
+        if self.rollout.rollout_scores == "rollout" and self.rollout.temperature != 1.0:
+            raise TrainRLError(
+                f"rollout_scores are of temperature 1, the temperature is {self.rollout.temperature}; leave rollout_scores out"
             )
         for name, given in (("task", self.task), ("reward", self.reward)):
             if not given:

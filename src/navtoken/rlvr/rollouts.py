@@ -7,7 +7,7 @@ copy, filled anew before every batch.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from navtoken.rlvr.groups import Rollout
 
 Gathered = Callable[[], Iterable[tuple[str, Tensor]]]
 """Makes weights whole out of what ranks hold, one by one, on every rank; collective."""
+FSDP_PREFIX = "_fsdp_wrapped_module."
+"""Before names of weights inside modules that FSDP 1 wrapped."""
 
 
 class RolloutError(ValueError):
@@ -58,7 +60,8 @@ class EngineRollouts:
         self.pair = ModelPair(shadow, shadow)
         self.sampling = sampling
         self.max_tokens = max_tokens
-        self.tells_scores = sampling.temperature == 1.0
+        # What the engine records is of the whole distribution at T = 1.
+        self.tells_scores = sampling == SamplingParams(temperature=1.0)
         self.engine = Engine(self.pair, LLMPolicy(), options)
 
     def sync(self, model: nn.Module, gathered: Gathered) -> None:
@@ -83,9 +86,13 @@ class EngineRollouts:
 
 
 def shadow_of(
-    model: nn.Module, tokenizer: Any, reference: str, dtype: torch.dtype | None = None
+    model: nn.Module,
+    tokenizer: Any,
+    reference: str,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
 ) -> LoadedModel:
-    """The same model for the engine: modules of its own (it runs another attention), weights in common, or of another dtype.
+    """The same model for the engine: modules of its own (it runs another attention), weights in common, or copies of another dtype or on another device.
 
     Call it before a trainer patches or wraps the model.
     """
@@ -124,3 +131,17 @@ def follow(shadow: nn.Module, model: nn.Module, gathered: Gathered) -> None:
 
 def _is_whole(theirs: Tensor | None, mine: Tensor) -> bool:
     return theirs is not None and not isinstance(theirs, DTensor) and theirs.shape == mine.shape
+
+
+def whole_weights(
+    model: nn.Module, wrapped: nn.Module, backend: Any, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Sharded weights made whole on every rank, one after the other: Accelerate's own gathering leaves all ranks but the first
+    without any. `backend` is TRL's `DistributedBackend`; collective."""
+    with backend.summon_full_params(wrapped, writeback=False):
+        for name, weight in model.named_parameters():
+            with backend.gather_params([weight]):
+                if isinstance(weight, DTensor):
+                    # Offloaded shards are gathered by the accelerator, too.
+                    weight = weight.to(device).full_tensor()  # type: ignore[attr-defined]
+                yield name.replace(FSDP_PREFIX, ""), weight.data

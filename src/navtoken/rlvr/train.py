@@ -4,22 +4,20 @@ Its folder is the only state: run again, the same command goes on from the last 
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig
 
 from navtoken.checkpoints import LoadedModel, ModelPair, load_model
-from navtoken.engine import EngineOptions, SamplingParams
+from navtoken.engine import EngineOptions
+from navtoken.engine.budget import GIB, block_size
 from navtoken.generation import fingerprints
 from navtoken.packed_linear import unpack_linears
 from navtoken.placement import is_main_rank
@@ -33,16 +31,13 @@ from navtoken.rlvr.options import THREAD_SMALL, TrainRLError, TrainRLOptions
 from navtoken.rlvr.problems import ProblemSet, longest_prompt
 from navtoken.rlvr.rewards import Outcome, overlong, reward_named
 from navtoken.rlvr.rollouts import EngineRollouts, shadow_of
+from navtoken.rlvr.run_folder import MODEL, RESULT, claim, step_of
 from navtoken.rlvr.trainer import NavigationTrainer
-from navtoken.rlvr.trl_arguments import CHECKPOINTS, arguments
+from navtoken.rlvr.trl_arguments import arguments, is_sharded, sampling_of
 from navtoken.rlvr.watch import Trained
 
-RUN, RESULT, MODEL = "run.json", "result.json", "model"
-"""In a run's folder: what it was asked for, what came of it, and the trained model."""
 ENDLESS_NUM = 4096
 """Training problems of a task without an end, where none are asked for."""
-MAY_CHANGE = frozenset(("steps", "out", "threads", "device", "report_to", "save_every", "save_total"))
-"""Options that may differ when a run goes on: its batches and updates do not depend on them."""
 
 
 def train_rl(options: TrainRLOptions, console: Console) -> dict[str, Any]:
@@ -54,11 +49,13 @@ def train_rl(options: TrainRLOptions, console: Console) -> dict[str, Any]:
     options.check()
     with ExitStack() as stack:
         run = _prepare(options, console, stack)
-        if _step_of(run.checkpoint) < run.trainer.args.max_steps:
+        if step_of(run.checkpoint) < run.trainer.args.max_steps:
             with run.table:
                 run.trainer.train(resume_from_checkpoint=run.checkpoint)
-        else:
+        elif (finished := options.out / RESULT).exists():
             # The trainer would make one more update before it sees that there is none left to make.
+            return dict(json.loads(finished.read_text()))
+        else:
             run.trainer.restore(str(run.checkpoint))
         run.trainer.save_model(str(options.out / MODEL))
         return _result(options, run)
@@ -80,15 +77,23 @@ class _Run:
 def _prepare(options: TrainRLOptions, console: Console, stack: ExitStack) -> _Run:
     """Load, check and put together; whatever cannot work is found here, before the first response. What `stack` holds is closed
     when the run ends."""
-    loaded = _load(options, str(arguments(options).device))
+    loaded = _load(options, arguments(options))
     problems = ProblemSet.load(options.task, "train", options.num, options.seed, ENDLESS_NUM)
     rows = list(problems.rows(loaded.tokenizer, options.prompts))
+    if len(rows) < options.rollout.rollout_prompts:
+        raise TrainRLError(
+            f"there are {len(rows)} training problems, less than rollout_prompts {options.rollout.rollout_prompts}; give more "
+            "with num, or smaller batches"
+        )
     limit = options.max_tokens(loaded, longest_prompt(rows))
     args = arguments(options, options.learning_rate(loaded.card.parameters), limit)
-    record = provenance(fingerprints(ModelPair(loaded, loaded)), **asdict(options))
-    checkpoint = _claim_folder(options, record, args)
+    record = provenance(fingerprints(ModelPair(loaded, loaded)), **asdict(options)) | {
+        "ranks": args.world_size
+    }
+    checkpoint, start = claim(options, record, args)
+    args.max_steps += start
     outcome, further = _rewards(options, problems, limit, stack)
-    engine = _engine(options, loaded, limit)
+    engine = _engine(options, loaded, args, longest_prompt(rows))
     trainer = NavigationTrainer(
         model=loaded.model.requires_grad_(True).train(),
         args=args,
@@ -99,18 +104,20 @@ def _prepare(options: TrainRLOptions, console: Console, stack: ExitStack) -> _Ru
         selection=options.selection,
         dynamic=options.dynamic,
         rollouts=engine if options.rollout.rollouts == "engine" else None,
-        trust_rollout_scores=_trusts_scores(options, loaded),
+        trust_rollout_scores=_trusts_scores(options, args),
     )
     journal, table = Journal(options.out), LiveTable(console)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    for each in _watchers(options, limit, trainer, engine, journal, table):
-        trainer.add_callback(each)
+    # Before the loggers, which then have what watchers see; the table comes last, and has it too.
+    trainer.callback_handler.callbacks[:0] = _watchers(options, limit, trainer, engine, journal, table)
+    trainer.add_callback(table)
     return _Run(trainer, journal, table, checkpoint, record)
 
 
-def _load(options: TrainRLOptions, device: str) -> LoadedModel:
-    loaded = load_model(options.model, device)
+def _load(options: TrainRLOptions, args: GRPOConfig) -> LoadedModel:
+    # A model that is to be sharded may be too large for one device.
+    loaded = load_model(options.model, "cpu" if is_sharded(args) else str(args.device))
     # Weights that are packed for inference take no gradient.
     unpack_linears(loaded.model)
     threads = options.threads or (1 if loaded.card.parameters < THREAD_SMALL else None)
@@ -119,24 +126,34 @@ def _load(options: TrainRLOptions, device: str) -> LoadedModel:
     return loaded
 
 
-def _engine(options: TrainRLOptions, loaded: LoadedModel, max_tokens: int) -> EngineRollouts | None:
+def _engine(
+    options: TrainRLOptions, loaded: LoadedModel, args: GRPOConfig, longest: int
+) -> EngineRollouts | None:
     """Who draws, or only answers held-out problems; nobody where neither is wanted, which saves the memory of its weights."""
     if options.rollout.rollouts != "engine" and not (options.watch.held_out_num or options.watch.drift_num):
         return None
-    dtype = torch.bfloat16 if options.update.precision == "bf16" else None
+    shadow = shadow_of(
+        loaded.model, loaded.tokenizer, options.model, torch.bfloat16 if args.bf16 else None, args.device
+    )
+    tokens = longest + args.max_completion_length + 2 * block_size(shadow)
     return EngineRollouts(
-        shadow_of(loaded.model, loaded.tokenizer, options.model, dtype),
-        SamplingParams(temperature=options.rollout.temperature),
-        max_tokens,
-        EngineOptions(max_rows=options.rollout.rollout_rows),
+        shadow,
+        sampling_of(args),
+        args.max_completion_length,
+        # What training needs later is still free now.
+        EngineOptions(
+            max_rows=options.rollout.rollout_rows,
+            cache_gib=options.rollout.cache_gib
+            or options.rollout.rollout_rows * tokens * shadow.card.kv_bytes / GIB,
+        ),
     )
 
 
-def _trusts_scores(options: TrainRLOptions, loaded: LoadedModel) -> bool:
+def _trusts_scores(options: TrainRLOptions, args: GRPOConfig) -> bool:
     if options.rollout.rollout_scores != "auto":
         return options.rollout.rollout_scores == "rollout"
     # In half precision other kernels round differently, and the clipped ratio would start away from 1.
-    return options.update.precision == "float32" and loaded.model.dtype == torch.float32
+    return not args.bf16 and not args.fp16
 
 
 def _rewards(
@@ -163,12 +180,11 @@ def _watchers(
     journal: Journal,
     table: LiveTable,
 ) -> Iterator[TrainerCallback]:
-    """In the order in which they see what the others say; the table last."""
+    """In the order in which they see what the others say."""
     yield JournalCallback(journal, asdict(options))
     if engine is not None:
         yield from _looks(options, max_tokens, trainer, engine, journal, table)
     yield SaveAtTheEnd()
-    yield table
 
 
 def _looks(
@@ -181,7 +197,7 @@ def _looks(
 ) -> Iterator[TrainerCallback]:
     """Who looks at the weights now and then."""
     watch, updates = options.watch, options.update.updates
-    trained = Trained(engine.pair, lambda: trainer.sync(engine), shared_engine=engine.engine)
+    trained = Trained(engine.pair, lambda: trainer.sync(engine), shared_engine=engine.engine, log=trainer.log)
     tasks = watch.held_out or options.task
     if watch.held_out_num:
         problems = ProblemSet.load(tasks, "test", watch.held_out_num, watch.held_out_seed)
@@ -207,68 +223,6 @@ class SaveAtTheEnd(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_save = True
         return control
-
-
-# ---- the folder -----------------------------------------------------------------------------------------------
-
-
-def _claim_folder(options: TrainRLOptions, record: dict[str, Any], args: GRPOConfig) -> str | None:
-    """The checkpoint to go on from. Raises `TrainRLError` where the folder belongs to a run with other options."""
-    path = options.out / RUN
-    if path.exists():
-        _check_same(options, json.loads(path.read_text()), record)
-    with args.main_process_first(desc="claiming the folder"):
-        checkpoint = _last_checkpoint(options.out)
-        if checkpoint is None and options.continue_from is not None:
-            checkpoint = _brought_over(options.continue_from, options.out)
-        if not path.exists() and args.process_index == 0:
-            write_whole(path, json.dumps(record, indent=1, default=str) + "\n")
-    if options.continue_from is not None:
-        args.max_steps += _step_of(_last_checkpoint(options.continue_from))
-    return checkpoint
-
-
-def _check_same(options: TrainRLOptions, before: dict[str, Any], record: dict[str, Any]) -> None:
-    asked, had = (_flat(json.loads(json.dumps(each["arguments"], default=str))) for each in (record, before))
-    names = [name for name in asked if name not in MAY_CHANGE and asked[name] != had.get(name)]
-    if names:
-        name = names[0]
-        raise TrainRLError(
-            f"{options.out} holds a run with {name} {had.get(name)!r}, asked for is {asked[name]!r}; give another --out, or "
-            "the options that it began with"
-        )
-    if before["fingerprints"] != record["fingerprints"]:
-        raise TrainRLError(f"{options.out} holds a run of another '{options.model}'; give another --out")
-
-
-def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Names of groups left out, as on the command line."""
-    flat: dict[str, Any] = {}
-    for name, value in arguments.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    path = folder / CHECKPOINTS
-    return get_last_checkpoint(str(path)) if path.is_dir() else None
-
-
-def _step_of(checkpoint: str | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.rpartition("-")[2])
-
-
-def _brought_over(source: Path, out: Path) -> str:
-    """Copy another run's last checkpoint. Raises `TrainRLError` where there is none."""
-    found = _last_checkpoint(source)
-    if found is None:
-        raise TrainRLError(f"{source} holds no checkpoint of a run; name the folder that --out named then")
-    target = out / CHECKPOINTS / Path(found).name
-    partial = target.with_name(f".{target.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(found, partial)
-    partial.rename(target)
-    return str(target)
 
 
 def _result(options: TrainRLOptions, run: _Run) -> dict[str, Any]:

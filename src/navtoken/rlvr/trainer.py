@@ -15,7 +15,7 @@ Shapes: B rows, T places of responses (padded right), L tokens of this rank.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,11 +31,12 @@ from trl.trainer.utils import pad
 
 from navtoken.policies import derive_seed
 from navtoken.report.markup import write_whole
+from navtoken.rlvr.arguments import TrainerError, check_arguments
 from navtoken.rlvr.batches import Batch, by_length, trimmed
 from navtoken.rlvr.groups import DynamicSamplingOptions, Filled, Group, ProblemStream, Rollout, Row, fill
 from navtoken.rlvr.pool import Gathered, gather_columns, scattered
 from navtoken.rlvr.rewards import Outcome, is_informative
-from navtoken.rlvr.rollouts import Rollouts
+from navtoken.rlvr.rollouts import Rollouts, whole_weights
 from navtoken.rlvr.selection import SelectionOptions, TokenColumns, select
 from navtoken.rlvr.trl_interface import check_interface
 
@@ -46,12 +46,6 @@ MEMORY = 0.3
 """Weight of the newest batch in the running share of informative groups."""
 NO_MASK, SOME_MASK = 1.0, 0.5
 """For TRL's `top_entropy_quantile`: at 1 its loss asks for no mask, below it does, and gets the one of pool `micro`."""
-FSDP_PREFIX = "_fsdp_wrapped_module."
-"""Before names of weights inside modules that FSDP 1 wrapped."""
-
-
-class TrainerError(ValueError):
-    """Sizes of batches, or options of TRL's, that do not go together."""
 
 
 @dataclass
@@ -115,7 +109,7 @@ class NavigationTrainer(GRPOTrainer):
         self._current: Batch = {}
         self._update_weights: list[Tensor] = []
         self._stream = ProblemStream(len(train_dataset), args.seed)
-        _check_arguments(args)
+        check_arguments(args)
         super().__init__(
             model=model,
             args=args,
@@ -126,7 +120,8 @@ class NavigationTrainer(GRPOTrainer):
         )
         asks_trl = self.selection.pool == "micro" and not self.selection.keeps_all
         self.top_entropy_quantile = SOME_MASK if asks_trl else NO_MASK
-        self._check_sizes()
+        if args.beta and self.ref_model is None:
+            raise TrainerError(f"beta is {args.beta}, which asks an adapter's own model; give beta 0")
 
     # ---- drawing ----------------------------------------------------------------------------------------------
 
@@ -145,9 +140,8 @@ class NavigationTrainer(GRPOTrainer):
         if self.rollouts is not None:
             self.sync(self.rollouts)
         first = [dict(row) for row in inputs[:: self.num_generations]]
-        filled = fill(
-            first, self._draw_groups, self._further_rows, self._most, self.dynamic, self.drawn.share or 1.0
-        )
+        share = 1.0 if self.drawn.share is None else self.drawn.share
+        filled = fill(first, self._draw_groups, self._further_rows, self._most, self.dynamic, share)
         rows, rollouts = [], []
         for group in filled.groups:
             for rollout, outcome in zip(group.rollouts, group.outcomes, strict=True):
@@ -158,17 +152,10 @@ class NavigationTrainer(GRPOTrainer):
 
     def sync(self, rollouts: Rollouts) -> None:
         """Give whoever draws the weights as they are now; every rank must call it."""
-        rollouts.sync(self.model, self._whole_weights)
-
-    def _whole_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Sharded weights made whole, on every rank: Accelerate would leave all ranks but the first without any."""
-        with self._dist.summon_full_params(self.model_wrapped, writeback=False):
-            for name, weight in self.model.named_parameters():
-                with self._dist.gather_params([weight]):
-                    if isinstance(weight, DTensor):
-                        # Gathering is the accelerator's work where weights are offloaded, too.
-                        weight = weight.to(self.accelerator.device).full_tensor()  # type: ignore[attr-defined]
-                    yield name.replace(FSDP_PREFIX, ""), weight.data
+        rollouts.sync(
+            self.model,
+            lambda: whole_weights(self.model, self.model_wrapped, self._dist, self.accelerator.device),
+        )
 
     def _log_refill(self, filled: Filled) -> None:
         counts = (
@@ -228,6 +215,19 @@ class NavigationTrainer(GRPOTrainer):
 
     def _most(self, number: int) -> int:
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        """(rows of all ranks, rewards). A response without an outcome has no reward: TRL would add up what is left, and a punishment
+        of 0 would make it the worst of its group."""
+        found_RF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        found_RF[found_RF[:, 0].isnan()] = torch.nan
+        return found_RF
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
 
     # ---- what TRL asks for while it keeps its books of the batch -----------------------------------------------
 
@@ -396,44 +396,23 @@ class NavigationTrainer(GRPOTrainer):
             folder = Path(
                 self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
-            write_whole(folder / STATE, json.dumps(asdict(self.drawn) | {"step": self._step}) + "\n")
+            write_whole(folder / STATE, json.dumps(asdict(self.drawn)) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            state = json.loads(Path(checkpoint, STATE).read_text())
-            # Counts forwards; TRL begins anew, which is the same to it at the end of a rollout batch.
-            self._step = state.pop("step")
-            self.drawn = Drawn(**state)
+            self.drawn = Drawn(**json.loads(Path(checkpoint, STATE).read_text()))
+            # Counts forwards, of which an update may have others now than before.
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            self._skip_passes(self._step * self.args.generation_batch_size)
+
+    def _skip_passes(self, num_rows: int) -> None:
+        """Bring a new sampler to where the old one was: it orders each pass over the problems by where its generator stands."""
+        if self.shuffle_dataset and len(self._sampler):
+            for _ in range(num_rows // len(self._sampler)):
+                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
 
     def restore(self, checkpoint: str) -> None:
         """Take a checkpoint's weights and step, without training."""
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-
-    def _check_sizes(self) -> None:
-        args = self.args
-        if args.beta and self.ref_model is None:
-            # TRL then scores the reference with the model itself, its adapter off.
-            raise TrainerError(
-                f"beta is {args.beta} and the model an adapter's, which is not supported; give beta 0"
-            )
-        own = args.per_device_train_batch_size * args.steps_per_generation
-        if own % self.num_generations:
-            raise TrainerError(
-                f"a rank's part of a rollout batch has {own} responses, which are no whole groups of {self.num_generations}; make "
-                "responses per rank a multiple of the group size"
-            )
-
-
-def _check_arguments(args: GRPOConfig) -> None:
-    accumulated, drawn = args.gradient_accumulation_steps, args.steps_per_generation
-    if accumulated % drawn and drawn % accumulated:
-        raise TrainerError(
-            f"a rollout batch of {drawn} forwards is cut up by updates of {accumulated}; make steps_per_generation a multiple of "
-            "gradient_accumulation_steps, or the reverse"
-        )
-    if args.top_entropy_quantile != 1.0:
-        raise TrainerError(
-            f"top_entropy_quantile is {args.top_entropy_quantile}; which tokens carry gradient is a matter of selection: leave it out"
-        )

@@ -3,11 +3,13 @@
 TRL counts updates where a run counts steps (rollout batches), and sizes are those of one rank.
 """
 
+import os
 from typing import Any
 
 import torch
 from trl import GRPOConfig
 
+from navtoken.engine import SamplingParams
 from navtoken.placement import num_ranks
 from navtoken.rlvr.options import TrainRLError, TrainRLOptions
 
@@ -19,9 +21,11 @@ SIZES = frozenset(
         "gradient_accumulation_steps",
         "steps_per_generation",
         "generation_batch_size",
+        "num_iterations",
         "top_entropy_quantile",
     )
 )
+"""Follow from the options, or from what selection decides."""
 
 
 def arguments(
@@ -48,7 +52,7 @@ def arguments(
         "warmup_steps": update.warmup_steps * update.updates,
         "weight_decay": update.weight_decay,
         "max_grad_norm": update.max_grad_norm,
-        "bf16": update.precision == "bf16",
+        "bf16": update.precision == "bf16" or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16",
         "gradient_checkpointing": update.gradient_checkpointing,
         "use_vllm": options.rollout.rollouts == "vllm",
         "max_steps": options.steps * update.updates,
@@ -76,6 +80,29 @@ def _further(options: TrainRLOptions, own: dict[str, Any]) -> dict[str, Any]:
         raise TrainRLError(
             f"TRL's GRPOConfig has no option '{unknown[0]}'; see its documentation for their names"
         )
+    if given.get("generation_kwargs") and options.rollout.rollouts == "engine":
+        raise TrainRLError(
+            "trl 'generation_kwargs' are for transformers and vLLM; give another rollouts, or leave them out"
+        )
     if taken := sorted(set(given) & (set(own) | SIZES)):
         raise TrainRLError(f"trl '{taken[0]}' is set by options of this command; leave it out")
     return given
+
+
+def sampling_of(args: GRPOConfig) -> SamplingParams:
+    """How the engine draws: as TRL's own ways would."""
+    return SamplingParams(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p or 0.0,
+        repetition_penalty=args.repetition_penalty,
+    )
+
+
+def is_sharded(args: GRPOConfig) -> bool:
+    """Will the trainer spread one model over several ranks?"""
+    launched = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return bool(args.deepspeed or args.fsdp) or any(
+        os.environ.get(name, "false").lower() == "true" for name in launched
+    )

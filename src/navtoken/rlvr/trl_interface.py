@@ -18,6 +18,8 @@ LEAST, BELOW = Version("1.16"), Version("1.17")
 METHODS = {
     "_generate_and_score_completions": ("inputs",),
     "_tokenize_prompts": ("prompts",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_get_train_sampler": ("dataset",),
     "_generate_single_turn": (
         "prompt_ids",
         "images",

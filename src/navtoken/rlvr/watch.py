@@ -65,6 +65,8 @@ class Trained:
     """Afterwards `pair` has the weights as they are now. Called on every rank."""
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     """Of an engine of its own for every look, whose caches are there no longer than that."""
+    log: Callable[[dict[str, float]], object] = lambda _: None
+    """Takes figures that no step's logs will have: those of the beginning."""
     shared_engine: Engine | None = None
     """One of the same pair to be used instead; `sync` tells it of new weights."""
 
@@ -113,6 +115,12 @@ class Watch(TrainerCallback):
         first = state.is_world_process_zero and not self.journal.records(self.kind)
         if of_main_rank(first, args.world_size):
             self._look_once(args, state)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # No step's logs have what was seen at the beginning, and by now all loggers have begun.
+        if self._unlogged is not None and self._unlogged[0] == state.global_step:
+            (_, metrics), self._unlogged = self._unlogged, None
+            self.trained.log(dict(metrics))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # The last step's look is due here rather than at the end, while the step's logs are still to come.
