@@ -112,6 +112,9 @@ def test_weights_that_were_put_elsewhere_are_followed() -> None:
         weight.data = weight.data.clone()
     update(model)
     assert draw(rollouts, model) == draw(rollouts_of(model), model)
+    theirs = dict(model.named_parameters())
+    for name, mine in rollouts.pair.llm.model.named_parameters():
+        assert mine.data_ptr() == theirs[name].data_ptr(), "shared, not held twice"
 
 
 def test_what_was_computed_with_other_weights_is_forgotten() -> None:

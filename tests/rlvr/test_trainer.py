@@ -13,9 +13,9 @@ from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
-from navtoken.rlvr.arguments import TrainerError, check_arguments
 from navtoken.rlvr.groups import DynamicSamplingOptions
 from navtoken.rlvr.selection import RULES, FractionError, SelectionOptions
+from navtoken.rlvr.trl_arguments import TrainerError, check_arguments
 from rlvr_runs import (
     FixedRollouts,
     Ours,
@@ -224,11 +224,12 @@ def test_noise_is_fixed_by_the_seed_and_new_in_every_pool(tmp_path: Path) -> Non
         return [each.tolist() for each in found]
 
     for pool, pools in (("batch", 2), ("mini", 2), ("micro", 4)):
-        first = noises(0, pool)
-        assert noises(0, pool) == first
-        others = noises(1, pool)
-        assert len(first) == pools
-        assert len({tuple(each) for each in [*first, *others]}) == 2 * pools
+        found = noises(0, pool)
+        assert len({tuple(each) for each in found}) == len(found) == pools
+    again, other = noises(0, "batch"), noises(1, "batch")
+    assert again == noises(0, "batch") and not {tuple(each) for each in again} & {
+        tuple(each) for each in other
+    }
 
 
 def test_a_rule_is_a_function_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

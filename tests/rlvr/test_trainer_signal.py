@@ -31,7 +31,7 @@ def tokens(rows: list[Key]) -> int:
 
 
 @pytest.mark.parametrize("dull", DULL)
-@pytest.mark.parametrize("pool", ["batch", "mini"])
+@pytest.mark.parametrize("pool", ["batch", "mini", "micro"])
 def test_groups_without_signal_have_no_part_whatever_the_shaped_reward(
     dull: str, pool: Any, tmp_path: Path
 ) -> None:
@@ -55,7 +55,8 @@ def test_groups_without_signal_have_no_part_whatever_the_shaped_reward(
         assert int(inputs["num_items_in_batch"]) == tokens(informative)
         left_out_B = inputs["tool_mask"].sum(1) == 0
         assert (inputs["advantages"][left_out_B] == 0).all()
-    assert trainer.logged[0]["selection/pool_tokens"] == tokens(informative)
+    pools = SIZES.accumulated if pool == "micro" else 1
+    assert trainer.logged[0]["selection/pool_tokens"] * pools == tokens(informative)
     assert (trainer.logged[0]["refill/shortage"], trainer.logged[0]["refill/informative"]) == (2, 2)
 
 

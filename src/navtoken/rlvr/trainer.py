@@ -31,13 +31,13 @@ from trl.trainer.utils import pad
 
 from navtoken.policies import derive_seed
 from navtoken.report.markup import write_whole
-from navtoken.rlvr.arguments import TrainerError, check_arguments
 from navtoken.rlvr.batches import Batch, by_length, trimmed
 from navtoken.rlvr.groups import DynamicSamplingOptions, Filled, Group, ProblemStream, Rollout, Row, fill
 from navtoken.rlvr.pool import Gathered, gather_columns, scattered
 from navtoken.rlvr.rewards import Outcome, is_informative
 from navtoken.rlvr.rollouts import Rollouts, whole_weights
 from navtoken.rlvr.selection import SelectionOptions, TokenColumns, select
+from navtoken.rlvr.trl_arguments import TrainerError, check_arguments
 from navtoken.rlvr.trl_interface import check_interface
 
 STATE = "navtoken_state.json"
