@@ -49,12 +49,13 @@ class Difference:
 
 
 def report(runs_folder: Path, out: Path, console: Console) -> None:
-    """Write `table.md`, `summary.json` and the pictures into `out`."""
+    """Write `table.md`, `readme.md`, `summary.json` and the pictures into `out`."""
     runs = [json.loads(path.read_text()) for path in sorted(runs_folder.glob("*.json"))]
     base = next((run for run in runs if run["name"] == "base"), None)
     arms = by_arm([run for run in runs if not run["name"].startswith("tune") and run is not base])
     text = markdown(arms, base, [run for run in runs if run["name"].startswith("tune")])
     write_whole(out / "table.md", text)
+    write_whole(out / "readme.md", readme_markdown(arms, base))
     write_whole(out / "summary.json", json.dumps(summary(arms, base), indent=1) + "\n")
     for name, section in pictures(arms).items():
         write_svg(section, out / f"{name}.svg")
@@ -149,6 +150,19 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
         + "\n".join(lines)
         + f"\n\nTuning of the learning rate on arm `all`, held-out accuracy at T = 1: {'; '.join(tuned)}.\n"
     )
+
+
+def readme_markdown(arms: Mapping[str, Sequence[Run]], base: Run | None) -> str:
+    """The four arms on what they were trained on."""
+    head = ("gradient from", "seeds", "accuracy (%)", "less all tokens (points)")
+    lines = [_line(*head), "| --- |" + " ---: |" * (len(head) - 1)]
+    if base is not None:
+        lines.append(_line("none (the base)", "–", _percent(accuracy(base, "countdown")), "–"))
+    for arm in (name for name in FOUR if name in arms):
+        versus = "–" if arm == "all" else _versus(difference(arms[arm], arms["all"], "countdown"))
+        found = _percent(*(accuracy(run, "countdown") for run in arms[arm]))
+        lines.append(_line(ARMS[arm], str(len(arms[arm])), found, versus))
+    return "\n".join(lines) + "\n"
 
 
 def _line(*cells: str) -> str:

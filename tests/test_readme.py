@@ -10,6 +10,7 @@ RESULTS = ROOT / "experiments" / "embedded_pair"
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "benchmarks")]
 
 import embedded_pair
+import rlvr_report
 import routing
 
 import summary
@@ -42,6 +43,21 @@ def test_the_rows_of_the_routing_table_are_the_committed_ones():
         == (ROOT / "experiments" / "routing" / "readme.md").read_text().strip()
     )
     assert len(table.splitlines()) == 2 + len(routing.IN_README)
+
+
+def test_the_arms_of_training_are_the_committed_runs() -> None:
+    folder = ROOT / "experiments" / "rlvr"
+    runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    (base,) = [run for run in runs if run["name"] == "base"]
+    arms = rlvr_report.by_arm([run for run in runs if run["name"].split("_")[0] not in ("base", "tune")])
+    table = rlvr_report.readme_markdown(arms, base)
+    assert table == (folder / "readme.md").read_text()
+    shown = re.search(
+        r"<!-- experiments/rlvr/readme.md -->\n(.*?)<!-- end -->", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert shown is not None
+    assert shown[1].strip() == table.strip()
+    assert all(len(arms[arm]) >= 3 for arm in rlvr_report.FOUR)
 
 
 def test_speeds_are_those_of_the_committed_results():

@@ -1,6 +1,5 @@
 """Training on two ranks of which one has all the signal: nobody waits for ever, and both end with the same weights."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,8 @@ def test_the_rank_without_signal_gets_other_problems(case: str, ranks: list[dict
     assert len(first["draws"]) > SIZES.steps
     logs = first["logged"][0]
     assert logs["refill/rounds"] > 1 and logs["refill/shortage"] == 0
-    taken = [[tuple(prompt) for prompt in rank["prompts"][0]] for rank in (first, second)]
-    assert not set(taken[0]) & set(taken[1]), "ranks share the problems out"
+    further = [[tuple(prompt) for prompt in rank["prompts"][1]] for rank in (first, second)]
+    assert len({*further[0], *further[1]}) == len(further[0]) + len(further[1]) > 2, "shared out among ranks"
 
 
 @pytest.mark.parametrize("case", ["never", "never, micro"])
@@ -68,20 +67,11 @@ def test_all_ranks_choose_in_one_pool(case: str, ranks: list[dict[str, Any]]) ->
     assert len(set(noises)) == len(noises)
 
 
-def test_two_ranks_select_from_more_than_each_has(ranks: list[dict[str, Any]]) -> None:
-    """With a pool of its own each rank would keep the same share of its tokens."""
-    shares = []
-    for rank in ranks:
-        values = [value for rows in rank["batch"]["own"][:2] for row in rows for value in row]
-        shares.append(sum(value != 0 for value in values) / len(values))
-    assert abs(shares[0] - shares[1]) > 0.02
-
-
 def test_sharded_weights_reach_the_engine_of_every_rank(ranks: list[dict[str, Any]]) -> None:
     """Accelerate gathers a state dict for the first rank alone."""
     assert [rank["shared"] for rank in ranks] == [True, True]
 
 
-def test_cases_are_told_apart(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_cases_are_told_apart(ranks: list[dict[str, Any]]) -> None:
     ends = {case: str(ranks[0][case]["weights"]) for case in CASES}
     assert len(set(ends.values())) == len(CASES)
