@@ -50,6 +50,7 @@ COMMANDS = {
     "train-rl": Command(
         "navtoken.commands.train_rl", "TrainRLOptions", "train on forking tokens: DAPO with token selection"
     ),
+    "serve": Command("navtoken.commands.serve", "ServeOptions", "OpenAI-compatible server and page"),
     "plan": Command("navtoken.commands.plan", "PlanOptions", "predict the speed of a pair from step times"),
 }
 INTERRUPTED = 130
