@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from measuring import Bar, bars_table, console_for
 from pairs import PAIRS, device_name
 
 HERE = Path(__file__).parent
+PEERS = {"rl_step": "trl", "serving": "openai"}
+"""Benchmarks that need a package which only the development tools bring."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def jobs() -> dict[str, list[str]]:
         for pair in pairs
     }
     alone = {name: [f"{name}.py"] for name in ("context", "scoring", "analysis")}
+    alone |= {name: [f"{name}.py"] for name, peer in PEERS.items() if find_spec(peer) is not None}
     return by_pair | alone
 
 
