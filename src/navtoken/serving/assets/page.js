@@ -300,7 +300,7 @@
   const title = (side) => {
     const policy = chosen(side.fields);
     if (!policy) return "";
-    return policy.threshold === null ? policy.reference : `${policy.reference} · threshold ${$("input[type=number]", side.fields).value}`;
+    return policy.threshold === null ? policy.reference : `${policy.reference.split(":")[0]} · threshold ${$("input[type=number]", side.fields).value}`;
   };
 
   // Probabilities of a router crowd at 0, where a straight slider has no room.
