@@ -5,7 +5,7 @@
 writes `experiments/routing/`: `table.json` (rows of both samplings with findings, Pareto fronts, differences from the controls at equal
 LLM share, LLM shares asked for and had, provenance), `table.md`, `readme.md` (some of its rows), and three pictures: `front.svg` (greedy accuracy against every
 cost), `families.svg` (family by family) and `sampled.svg` (at T = 1). Traces and pages lie in `build/routing`; run again, it goes on
-where it stopped.
+where it stopped. With `--only greedy` or `--only sampled` the other table stays as it is committed.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
@@ -94,6 +94,8 @@ class Options:
     """Policies of the greedy table in place of all; may be repeated."""
     sampled: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Policies of the table at T = 1 in place of all; may be repeated."""
+    only: Literal["greedy", "sampled"] | None = None
+    """Make one table anew, and keep the other as it is in `out`."""
     out: Path = Path("experiments/routing")
     """Folder of the results."""
     work: Path = Path("build/routing")
@@ -102,17 +104,29 @@ class Options:
 
 def main(options: Options) -> None:
     console, pair = Console(), EvaluateOptions().models.load()
-    greedy = table_of(options, "greedy", options.greedy or GREEDY, 0.0, 1, pair)
-    sampled = table_of(options, "sampled", options.sampled or SAMPLED, 1.0, options.samples, pair)
-    tables = {"greedy": greedy, "sampled": sampled}
-    result = {name: as_json(table) | {"asked": asked_shares(table)} for name, table in tables.items()}
+    plans = {
+        "greedy": (options.greedy or GREEDY, 0.0, 1),
+        "sampled": (options.sampled or SAMPLED, 1.0, options.samples),
+    }
+    made = {
+        name: table_of(options, name, *plan, pair)
+        for name, plan in plans.items()
+        if options.only in (None, name)
+    }
+    kept = json.loads((options.out / "table.json").read_text()) if options.only else {}
+    result = kept | {name: as_json(table) | {"asked": asked_shares(table)} for name, table in made.items()}
+    tables = {
+        name: made.get(name) or Table(result[name]["rows"], result[name]["provenance"]) for name in plans
+    }
     write_whole(options.out / "table.json", json.dumps(result, indent=1) + "\n")
     write_whole(options.out / "table.md", markdown(tables))
     write_whole(options.out / "readme.md", readme_markdown(result["greedy"]["rows"]))
-    write_svg(front_section(greedy, (*COSTS[:2], *COSTS[-2:])), options.out / "front.svg", columns=2)
-    write_svg(tasks_section(greedy), options.out / "families.svg")
-    write_svg(cost_section(sampled, COSTS[0]), options.out / "sampled.svg")
-    for table in tables.values():
+    if greedy := made.get("greedy"):
+        write_svg(front_section(greedy, (*COSTS[:2], *COSTS[-2:])), options.out / "front.svg", columns=2)
+        write_svg(tasks_section(greedy), options.out / "families.svg")
+    if sampled := made.get("sampled"):
+        write_svg(cost_section(sampled, COSTS[0]), options.out / "sampled.svg")
+    for table in made.values():
         print_table(console, table)
 
 

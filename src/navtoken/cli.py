@@ -47,6 +47,9 @@ COMMANDS = {
     "train-router": Command(
         "navtoken.commands.train_router", "TrainRouterOptions", "train a router on labels, and calibrate it"
     ),
+    "calibrate": Command(
+        "navtoken.commands.calibrate", "CalibrateOptions", "find the thresholds of a router again"
+    ),
     "train-rl": Command(
         "navtoken.commands.train_rl", "TrainRLOptions", "train on forking tokens: DAPO with token selection"
     ),

@@ -6,7 +6,7 @@ on after an interruption routes exactly as before, and it is part of the policy'
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from navtoken.policies.oracle import OraclePolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.router import ALL_TASKS
 from navtoken.router.splits import part_of
-from navtoken.tasks import Problem, Task, load_task
+from navtoken.tasks import Problem, Split, Task, load_task
 from navtoken.tasks.base import ExhaustedError
 from navtoken.tasks.finite import MissingSplitError
 from navtoken.tasks.prompts import render
@@ -151,13 +151,16 @@ def _calibration_problems(policy: Policy, source: Task, options: GenerationOptio
     num = options.calibration_num
     if not isinstance(policy, RouterPolicy):
         return source.problems("train", num, options.seed)
-    return islice(_kept_from_training(source, options.seed), num)
+    return islice(kept_from_training(source, options.seed), num)
 
 
-def _kept_from_training(source: Task, seed: int) -> Iterator[Problem]:
+def kept_from_training(
+    source: Task, seed: int, split: Split = "train", learnt: Collection[str] = ("train",)
+) -> Iterator[Problem]:
+    """All problems of a split that no router's weights were learnt from: of the splits that were `learnt` from, a part."""
     try:
-        for problem in source.problems("train", None, seed):
-            if part_of(problem.problem_id) == "validation":
+        for problem in source.problems(split, None, seed):
+            if split not in learnt or part_of(problem.problem_id) == "validation":
                 yield problem
     except ExhaustedError:
         return

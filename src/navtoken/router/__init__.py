@@ -7,9 +7,11 @@ from navtoken.router.checkpoint import (
     RouterCard,
     RouterFileError,
     StoredThreshold,
+    check_weights,
     load_card,
     load_router,
     open_router,
+    save_card,
     save_router,
 )
 from navtoken.router.features import DraftFeatures, features_of
@@ -31,10 +33,12 @@ __all__ = [
     "RouterShape",
     "ShapeError",
     "StoredThreshold",
+    "check_weights",
     "features_of",
     "import_official",
     "load_card",
     "load_router",
     "open_router",
+    "save_card",
     "save_router",
 ]

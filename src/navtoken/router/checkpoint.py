@@ -202,14 +202,48 @@ def save_router(folder: Path, network: RouterNetwork, card: RouterCard) -> Route
         raise RouterFileError(f"the network is {network.shape}, its card says {card.shape}; save them as one")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    weights, described = folder / f".{WEIGHTS}.tmp", folder / f".{CARD}.tmp"
+    weights = folder / f".{WEIGHTS}.tmp"
     # Not `save_file`, whose files nobody else may read.
     weights.write_bytes(save(tensors))
     card = replace(card, weights=_sha256(weights))
-    described.write_text(json.dumps(card.as_json(), indent=1, default=str) + "\n")
+    described = _written_aside(folder, card)
     os.replace(weights, folder / WEIGHTS)
     os.replace(described, folder / CARD)
     return card
+
+
+def save_card(folder: Path, card: RouterCard, source: Path) -> None:
+    """Write another card for the weights in the folder `source`: over the one there, or with a copy of the weights into another.
+
+    Raises `RouterFileError` where either folder's weights are not the card's.
+    """
+    check_weights(source, card)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / WEIGHTS).exists():
+        copied = folder / f".{WEIGHTS}.tmp"
+        copied.write_bytes((source / WEIGHTS).read_bytes())
+        os.replace(copied, folder / WEIGHTS)
+    check_weights(folder, card)
+    os.replace(_written_aside(folder, card), folder / CARD)
+
+
+def check_weights(folder: Path, card: RouterCard, missing_ok: bool = False) -> None:
+    """Raise `RouterFileError` unless the folder holds the card's weights, or none where that is allowed."""
+    if not (folder / WEIGHTS).exists():
+        if missing_ok:
+            return
+        raise RouterFileError(f"'{folder}' has a card but no {WEIGHTS}; save the router again")
+    if (found := _sha256(folder / WEIGHTS)) != card.weights:
+        raise RouterFileError(
+            f"'{folder / WEIGHTS}' has the sha256 {found[:8]}, the card asks for {card.weights[:8]}: they are of two routers; "
+            "name another folder, or save the router again"
+        )
+
+
+def _written_aside(folder: Path, card: RouterCard) -> Path:
+    described = folder / f".{CARD}.tmp"
+    described.write_text(json.dumps(card.as_json(), indent=1, default=str) + "\n")
+    return described
 
 
 def load_card(folder: Path) -> RouterCard:

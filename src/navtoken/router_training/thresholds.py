@@ -210,11 +210,14 @@ def stored_thresholds(
     samplings: Sequence[SamplingParams],
     shares: Sequence[float],
     recalls: Mapping[float, float],
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[StoredThreshold]:
-    """Thresholds for all shares, over all tasks and for each, and what thresholds for recalls (recall -> threshold) come to."""
+    """Thresholds for all shares, over all tasks and for each, and what thresholds for recalls (recall -> threshold) come to.
+
+    `groups` are the names under which thresholds are stored, each with its tasks, where not all of them are wanted.
+    """
     tasks = list(runs.prompts)
-    # One task alone would be found twice under two names.
-    groups = {ALL_TASKS: tasks, **({task: [task] for task in tasks})}
+    groups = groups or {ALL_TASKS: tasks, **{task: [task] for task in tasks}}
     found = []
     for sampling in samplings:
         for name, group in groups.items():
