@@ -95,10 +95,8 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
             for clients in options.clients
             for name, asked in servers.items()
         }
-        for asked in servers.values():
-            asyncio.run(_ask_all(asked, questions[:2], 1, options))
+        _check_same(servers, questions[: options.least], options)
         runs = interleaved(candidates, options.rounds, lambda what: console.print(what, style="dim"))
-    _check_same(runs, options)
     rows = [
         {
             "server": name,
@@ -184,14 +182,17 @@ def _ratios(runs: dict[str, list[Load]], clients: int) -> dict[str, Any]:
     return {name: paired_ratio([run.rate for run in runs[f"{name}|{clients}"]], best) for name in OURS}
 
 
-def _check_same(runs: dict[str, list[Load]], options: Options) -> None:
-    """A server that answers something else would be compared by other work."""
-    for clients in options.clients:
-        told = {name: runs[f"{name}|{clients}"][0].texts for name in ("llm", "transformers")}
-        # The peer puts the prompt before its answer.
-        same = sum(theirs.endswith(ours) for ours, theirs in zip(*told.values(), strict=True))
-        if same < 0.9 * len(told["llm"]):
-            raise BenchmarkError(f"only {same} of {len(told['llm'])} greedy answers are the peer's")
+def _check_same(servers: dict[str, Asked], questions: Sequence[str], options: Options) -> None:
+    """A server that answers something else would be compared by other work. Warms all of them up, too."""
+    told = {name: asyncio.run(_ask_all(asked, questions, 2, options)) for name, asked in servers.items()}
+    for name in ("llm", *PEERS):
+        # The peer puts the prompt before its answer, and an end token behind it.
+        same = sum(ours in theirs for ours, theirs in zip(told["llm"].texts, told[name].texts, strict=True))
+        if same < 0.9 * len(questions) or abs(told[name].tokens / told["llm"].tokens - 1) > 0.05:
+            raise BenchmarkError(
+                f"only {same} of {len(questions)} greedy answers of {name}, {told[name].tokens} tokens, are the LLM's, "
+                f"{told['llm'].tokens} tokens"
+            )
 
 
 if __name__ == "__main__":

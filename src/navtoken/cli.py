@@ -26,6 +26,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "demo": Command("navtoken.commands.demo", "DemoOptions", "see it work: table and page in two minutes"),
     "solve": Command("navtoken.commands.solve", "SolveOptions", "stream one answer, coloured by writer"),
+    "chat": Command(
+        "navtoken.commands.chat", "ChatOptions", "talk to a pair or a server, coloured by writer"
+    ),
     "evaluate": Command("navtoken.commands.evaluate", "EvaluateOptions", "compare policies on tasks"),
     "generate": Command("navtoken.commands.generate", "GenerateOptions", "write responses as traces"),
     "analyze": Command("navtoken.commands.analyze", "AnalyzeOptions", "entropy patterns: which tokens fork"),

@@ -108,7 +108,9 @@ def test_how_it_was_done_is_kept_beside_the_training(
     assert second["arguments"]["seed"] == 4 and second["arguments"]["task"] == list(TASKS)
     assert second["num_problems"] == dict.fromkeys(TASKS, 4)
     assert second["created"] > "2026" and "git_revision" in second
-    assert not [each for each in load_card(router).thresholds if key(each)[1:3] == (0.0, 1.0) and each in STORED[:6]]
+    assert not [
+        each for each in load_card(router).thresholds if key(each)[1:3] == (0.0, 1.0) and each in STORED[:6]
+    ]
 
 
 def test_the_new_threshold_is_the_one_that_routes(
@@ -157,9 +159,7 @@ def test_the_default_is_that_of_its_share_or_of_the_one_asked_for(
     assert run([*args, "--share", "0.3"], capsys)["default_threshold"] == 0.5
 
 
-def problems_asked(
-    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> dict[str, list[str]]:
+def problems_asked(args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> dict[str, list[str]]:
     """Problems on which thresholds would be looked for, by task."""
     asked: dict[str, list[str]] = {}
 
@@ -269,9 +269,7 @@ def test_what_was_found_is_printed(router: Path, models: list[str], capsys: Capt
     assert "routing arithmetic, countdown at T=0, threshold 1" in printed.err
 
 
-def test_another_pair_is_refused(
-    pair: ModelPair, router: Path, models: list[str], capsys: Capture
-) -> None:
+def test_another_pair_is_refused(pair: ModelPair, router: Path, models: list[str], capsys: Capture) -> None:
     slm, llm = pair.slm.reference, pair.llm.reference
     before = (router / "router.json").read_bytes()
     assert "trained for SLM" in refused([str(router), "--slm", llm, "--llm", llm, *SMALL], capsys)

@@ -209,7 +209,7 @@ def chunk(*texts: str, finish: str | None = None) -> bytes:
 
 @contextmanager
 def stand_in(
-    status: int, parts: list[bytes], headers: dict[str, str] | None = None
+    status: int, parts: list[bytes], headers: dict[str, str] | None = None, pause: float = 0.0005
 ) -> Iterator[tuple[str, Event]]:
     """A server whose answer is these bytes, sent one part after the other; the event is set when its client hangs up."""
     gone = Event()

@@ -22,7 +22,7 @@ class Alternative(NamedToken):
 
 
 class TokenDetail(NamedToken):
-    """One token of a response."""
+    """One token of a response. Texts of all tokens together are the response, special tokens and a stop string included."""
 
     writer: Literal["slm", "llm"]
     entropy: float | None

@@ -1,5 +1,6 @@
 """One response as it is heard: its tokens' texts, log-probabilities and details, and what it cost in the end."""
 
+import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isnan
@@ -68,6 +69,10 @@ class Choice:
     row: Sequence | None = None
     """Once it is finished."""
     _previous: int | None = field(init=False)
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+    """A character of several tokens becomes text with its last one."""
 
     def __post_init__(self) -> None:
         self._previous = self.ask.prompt_ids[-1]
@@ -151,7 +156,9 @@ class Choice:
         draft = token.draft_id if token.draft_id not in (-1, token.token_id) else None
         detail = TokenDetail(
             id=token.token_id,
-            text=self._text(token.token_id),
+            text=self._decoder.decode(
+                self.texts.bytes(self._previous, token.token_id), event.finish_reason is not None
+            ),
             writer="slm" if by_slm else "llm",
             entropy=entropy_llm if entropy_slm is None else entropy_slm,
             entropy_slm=entropy_slm,
