@@ -110,6 +110,8 @@ def _listening(options: ServerOptions) -> Iterator[socket.socket]:
             raise ServingError(
                 f"cannot listen on {options.host}:{options.port} ({error.strerror}); give another --port"
             ) from error
+        # From now on who connects waits, and is not refused, until the server is up.
+        listening.listen()
         yield listening
 
 

@@ -1,0 +1,189 @@
+"""Streams as clients meet them: their shape, characters that are never cut, silence, hanging up, and errors before and within."""
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from navtoken.checkpoints import ModelPair
+from navtoken.policies.rules import RandomPolicy
+from serving.live_server import LiveServer, chat_body, completion_body, embedded_pair, serving
+from tiny_models import tiny_pair
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+LONG: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True}
+
+
+def test_a_chat_stream_begins_with_the_role_and_ends_as_the_whole_answer_does(embedded: LiveServer) -> None:
+    wanted = {"n": 2, "temperature": 1, "seed": 3, "max_tokens": 20, "token_details": True}
+    whole = embedded.chat(**wanted).json()
+    events = embedded.events(CHAT, chat_body(**wanted, stream_options={"include_usage": True}))
+    assert len({event["id"] for event in events}) == 1
+    *chunks, last = events
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert all(event["usage"] is None for event in chunks)
+    for choice in whole["choices"]:
+        own = [told for event in chunks for told in event["choices"] if told["index"] == choice["index"]]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert all("role" not in told["delta"] for told in own[1:])
+        assert "".join(told["delta"].get("content", "") for told in own) == choice["message"]["content"]
+        assert [told["finish_reason"] for told in own] == [None] * (len(own) - 1) + [choice["finish_reason"]]
+        tokens = [token for told in own if told["navtoken"] for token in told["navtoken"]["tokens"]]
+        assert tokens == choice["navtoken"]["tokens"]
+        timeless = {"seconds", "tokens"}
+        assert {name: value for name, value in own[-1]["navtoken"].items() if name not in timeless} == {
+            name: value for name, value in choice["navtoken"].items() if name not in timeless
+        }
+
+
+def test_usage_comes_on_request_only(embedded: LiveServer) -> None:
+    events = embedded.events(CHAT, chat_body())
+    assert all(event["choices"] and event["usage"] is None for event in events)
+
+
+def test_an_echo_comes_before_what_follows_it(embedded: LiveServer) -> None:
+    wanted = {"prompt": "Numbers 3 7", "echo": True, "logprobs": 1, "max_tokens": 6}
+    whole = embedded.complete(**wanted).json()["choices"][0]
+    told = [event["choices"][0] for event in embedded.events(COMPLETIONS, completion_body(**wanted))]
+    assert told[0]["text"] == "Numbers 3 7"
+    assert "".join(each["text"] for each in told) == whole["text"]
+    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        assert [value for each in told for value in each["logprobs"][name]] == whole["logprobs"][name]
+
+
+def test_no_chunk_holds_a_part_of_a_character() -> None:
+    """A byte-level tokenizer's tokens are parts of characters; a stop string may lie within them."""
+    pair = bytewise_pair()
+    with serving(pair, policy="llm") as live:
+        body = completion_body(prompt=[3, 4, 5], max_tokens=150, temperature=2, seed=4)
+        # Special tokens are in the details only.
+        body |= {"logit_bias": {"0": -100, "1": -100}}
+        whole = live.complete(**body).json()["choices"][0]["text"]
+        told = [event["choices"][0]["text"] for event in live.events(COMPLETIONS, body)]
+        details = live.complete(**body, token_details=True).json()["choices"][0]["navtoken"]["tokens"]
+    assert any(ord(character) > 127 and character != "\ufffd" for character in whole), whole
+    assert "".join(told) == whole == "".join(token["text"] for token in details)
+    # Only what is no character at all may be replaced, and then as the whole text has it.
+    assert sum(text.count("\ufffd") for text in told) == whole.count("\ufffd")
+
+
+def bytewise_pair() -> ModelPair:
+    """A tiny pair each of whose tokens is a byte, most of them of two-byte characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from navtoken.report.pieces import _byte_alphabet
+
+    pair = tiny_pair()
+    alphabet = _byte_alphabet()
+    bytes_ = [0x61, *range(0xC3, 0xCB), *range(0x80, 0xC0)]
+    vocab = {"<bos>": 0, "<eos>": 1} | {alphabet[byte]: 2 + place for place, byte in enumerate(bytes_)}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>", eos_token="<eos>")
+    for model in (pair.slm, pair.llm):
+        model.tokenizer = tokenizer
+    return ModelPair(pair.slm, pair.llm)
+
+
+def test_silence_is_filled_with_comments(embedded: LiveServer) -> None:
+    thread = embedded.server.engine
+    step = thread._engine.step  # type: ignore[union-attr]
+    thread._engine.step = lambda: (time.sleep(0.5), step())[1]  # type: ignore[union-attr,method-assign]
+    try:
+        answer = embedded.http.post(CHAT, json=chat_body(stream=True, max_tokens=2))
+    finally:
+        thread._engine.step = step  # type: ignore[union-attr,method-assign]
+    assert answer.text.startswith(": keep-alive\n\n")
+    parts = [part for part in answer.text.split("\n\n") if part]
+    assert parts[-1] == "data: [DONE]" and parts.count(": keep-alive") >= 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_hangs_up_frees_the_row_at_the_next_step(embedded: LiveServer, stream: bool) -> None:
+    written = sum(embedded.server.engine.ledger.written)
+    body = json.dumps(chat_body(stream=stream, **LONG)).encode()
+    with socket.create_connection(("127.0.0.1", embedded.port)) as client:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until = time.monotonic() + 20
+        while not embedded.server.engine.health().num_running:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+    embedded.wait_until_idle(5)
+    assert sum(embedded.server.engine.ledger.written) - written < 900
+    assert not embedded.server.engine._owners and not embedded.server.engine._in_flight
+    pools = embedded.server.engine._engine.memory.pools  # type: ignore[union-attr]
+    assert [pool.num_used for pool in pools] == [0, 0]
+
+
+def test_the_openai_client_may_leave_a_stream(embedded: LiveServer) -> None:
+    client = OpenAI(base_url=f"{embedded.address}/v1", api_key="none", max_retries=0)
+    with client.chat.completions.create(
+        **chat_body(max_tokens=900), stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+    embedded.wait_until_idle(5)
+
+
+def test_what_goes_wrong_before_the_first_token_has_a_status(embedded: LiveServer) -> None:
+    for fields, status in (
+        ({"model": "nobody"}, 404),
+        ({"max_tokens": 5000}, 400),
+        ({"policy": "oracle"}, 400),
+    ):
+        answer = embedded.http.post(CHAT, json=chat_body(stream=True, **fields))
+        assert answer.status_code == status and "error" in answer.json()
+
+
+class Breaking(RandomPolicy):
+    """Breaks the engine at its fifth step."""
+
+    steps = 0
+
+    def judge_drafts(self, drafts: Any) -> Any:
+        Breaking.steps += 1
+        if Breaking.steps == 5:
+            raise RuntimeError("broken")
+        return super().judge_drafts(drafts)
+
+
+def test_a_crash_within_a_stream_is_told_and_the_next_request_is_served() -> None:
+    with serving(embedded_pair()) as live:
+        live.server.offered.served = Breaking(0.3)
+        answer = live.http.post(CHAT, json=chat_body(stream=True, max_tokens=50))
+        assert answer.status_code == 200
+        *_, last = [part for part in answer.text.split("\n\n") if part]
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert "crashed" in error["message"] and "[DONE]" not in answer.text
+        health = live.http.get("/health")
+        assert health.status_code == 503
+        assert health.json()["status"] == "dead" and "broken" in health.json()["error"]
+        assert live.chat().status_code == 200
+        assert (
+            live.http.get("/health").json() | {"status": "ok", "crashes": 1}
+            == live.http.get("/health").json()
+        )
+
+
+def test_a_full_queue_sends_clients_away_and_says_for_how_long() -> None:
+    async def ask(live: LiveServer, num: int) -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(timeout=60) as http:
+            asked = [http.post(live.address + CHAT, json=chat_body(n=8, max_tokens=60)) for _ in range(num)]
+            return list(await asyncio.gather(*asked))
+
+    with serving(embedded_pair(), max_queue=8) as live:
+        answers = asyncio.run(ask(live, 6))
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(200) >= 3 and statuses.count(429) >= 1
+        for answer in answers:
+            if answer.status_code == 429:
+                assert 1 <= int(answer.headers["retry-after"]) <= 60
+        live.wait_until_idle()
+        assert live.chat(n=25).status_code == 400
