@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from navtoken.serving import operations
 from navtoken.serving.answers import (
     ChatAnswer,
+    ChatChunk,
     CompletionAnswer,
     ErrorAnswer,
     HealthAnswer,
@@ -42,7 +43,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 ANSWERING: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {
         "description": "The answer, or with stream its events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     },
     404: {"model": ErrorAnswer, "description": "No such model."},
     408: {"model": ErrorAnswer, "description": "The body did not arrive in time."},
@@ -56,6 +57,11 @@ ANSWERING: dict[int | str, dict[str, Any]] = ERRORS | {
     },
     503: {"model": ErrorAnswer, "description": "The engine is dead, or the server shuts down."},
 }
+CHUNKS: dict[str, type[BaseModel]] = {
+    "/v1/chat/completions": ChatChunk,
+    "/v1/completions": CompletionAnswer,
+}
+"""What streams' events hold."""
 PAGE = {
     "/": ("index.html", "text/html"),
     "/assets/page.css": ("page.css", "text/css"),
@@ -239,6 +245,17 @@ def _plain(content_type: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "Metrics.", "content": {content_type: {"schema": {"type": "string"}}}}}
 
 
+def _event_of(chunk: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
+    """An event of a stream; the schemas that its data needs are added."""
+    found = chunk.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+    schemas |= found.pop("$defs", {})
+    schemas[chunk.__name__] = found
+    kinds = [{"$ref": f"#/components/schemas/{each}"} for each in (chunk.__name__, ErrorAnswer.__name__)]
+    told = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": kinds}}
+    data = {"anyOf": [{"const": "[DONE]"}, told]}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+
+
 def _true_document(api: FastAPI, server: Server) -> None:
     """The OpenAPI document, without the status 422 that FastAPI adds and this server never sends."""
 
@@ -251,6 +268,9 @@ def _true_document(api: FastAPI, server: Server) -> None:
                 for operation in path.values():
                     operation["responses"].pop("422", None)
             schemas = made["components"]["schemas"]
+            for path, chunk in CHUNKS.items():
+                streamed = made["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+                streamed["itemSchema"] = _event_of(chunk, schemas)
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             if server.options.key is not None:
