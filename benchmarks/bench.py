@@ -20,7 +20,7 @@ from measuring import Bar, bars_table, console_for
 from pairs import PAIRS, device_name
 
 HERE = Path(__file__).parent
-PEERS = {"rl_step": "trl", "serving": "openai"}
+PEERS = {"rl_step": "trl", "serving_speed": "openai"}
 """Benchmarks that need a package which only the development tools bring."""
 
 

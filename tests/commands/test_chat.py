@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from live_server import LiveServer, embedded_pair, serving
 from navtoken.commands.chat import Chat, ChatOptions, run
 from navtoken.commands.chat_client import ChatClient, ChatError, Settings
 from navtoken.engine.options import OptionError
-from serving.live_server import LiveServer, embedded_pair, serving
 
 QUESTION = "Numbers 3 7 12 target 33 :"
 

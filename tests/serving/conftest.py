@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.live_server import LiveServer, embedded_pair, serving
+from live_server import LiveServer, embedded_pair, serving
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from serving.live_server import QUESTION, LiveServer, embedded_pair, plain_logprobs
+from live_server import QUESTION, LiveServer, embedded_pair, plain_logprobs
 
 TOLERANCE = 2e-4
 TEXTS = ["<|user|>What is 12 * 3?<|assistant|>", "one, two, é and ü", "x"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from live_server import LiveServer, chat_body, embedded_pair, serving
 from navtoken.serving import guards
-from serving.live_server import LiveServer, chat_body, embedded_pair, serving
 
 KEY = "sesame-ä"
 CHAT = "/v1/chat/completions"

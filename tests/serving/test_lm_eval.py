@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from serving.live_server import EMBEDDED, LiveServer, embedded_pair, plain_logprobs
+from live_server import EMBEDDED, LiveServer, embedded_pair, plain_logprobs
 
 lm_eval = pytest.importorskip("lm_eval")
 # Which its clients of servers need, and which it does not bring itself.

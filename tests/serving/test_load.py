@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 
+from live_server import LiveServer, chat_body, embedded_pair, serving
 from navtoken.engine import EngineOptions
 from navtoken.tasks import load_task
-from serving.live_server import LiveServer, chat_body, embedded_pair, serving
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks")]

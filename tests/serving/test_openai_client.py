@@ -8,10 +8,10 @@ from typing import Any
 import openai
 import pytest
 
+from live_server import ENGINE, QUESTION, LiveServer, embedded_pair, plain_logprobs
 from navtoken.engine import Engine, SamplingParams
 from navtoken.policies import make_policy
 from navtoken.tasks import load_task
-from serving.live_server import ENGINE, QUESTION, LiveServer, embedded_pair, plain_logprobs
 
 TOLERANCE = 2e-4
 TASKS = ("arithmetic", "countdown", "knights")

@@ -16,8 +16,8 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from live_server import LiveServer, chat_body, embedded_pair, serving
 from navtoken.cli import main
-from serving.live_server import LiveServer, chat_body, embedded_pair, serving
 
 
 def values(live: LiveServer) -> dict[tuple[str, str], float]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.live_server import LiveServer, chat_body, completion_body
+from live_server import LiveServer, chat_body, completion_body
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}

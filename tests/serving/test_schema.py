@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode, checks
 from schemathesis.config import SchemathesisConfig
 
-from serving.live_server import LiveServer
+from live_server import LiveServer
 
 MAX_TOKENS = 3
 """Of responses, so that thousands of them take seconds."""

@@ -10,9 +10,9 @@ import httpx2
 import pytest
 from openai import OpenAI
 
+from live_server import LiveServer, chat_body, completion_body, embedded_pair, serving
 from navtoken.checkpoints import ModelPair
 from navtoken.policies.rules import RandomPolicy
-from serving.live_server import LiveServer, chat_body, completion_body, embedded_pair, serving
 from tiny_models import tiny_pair
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -1,6 +1,6 @@
 """Tokens per second of `navtoken serve` at 1, 4, 16 and 64 requests at once, against `transformers serve` with the LLM.
 
-    python benchmarks/serving.py --json
+    python benchmarks/serving_speed.py --json
 
 All servers are asked the same questions greedily, over HTTP, without streaming; so many clients ask one after the other. Tokens are those that
 each server counts in its usage. A round asks every server at every number of clients once; ratios are of rounds, against the better of the peer's two
@@ -132,7 +132,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, Any]:
         },
         "bars": [bar.as_json() for bar in bars],
     }
-    return finish("serving", options, result, options.out)
+    return finish("serving_speed", options, result, options.out)
 
 
 def _questions(num: int) -> list[str]:
