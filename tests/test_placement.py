@@ -85,6 +85,7 @@ def sharded(pairs: Path) -> tuple[list[dict[str, Any]], str]:
     return [json.loads((pairs / f"rank-{rank}.json").read_text()) for rank in (0, 1)], done.stdout
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_process_writes(
     pairs: Path, sharded: tuple[list[dict[str, Any]], str]
 ) -> None:
@@ -98,6 +99,7 @@ def test_two_ranks_write_what_one_process_writes(
     assert len({json.dumps(tokens) for tokens in alone.values()}) == len(alone), "policies write alike"
 
 
+@pytest.mark.slow
 def test_a_shared_models_card_is_that_of_the_whole(
     pairs: Path, sharded: tuple[list[dict[str, Any]], str]
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_shared_models_card_is_that_of_the_whole(
         assert rank["devices"]["qwen3"] == ["cpu", "cpu", False]
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_what_the_first_says(sharded: tuple[list[dict[str, Any]], str]) -> None:
     first, second = sharded[0]
     assert first["pid"] != second["pid"]
@@ -124,6 +127,7 @@ def test_ranks_agree_on_what_the_first_says(sharded: tuple[list[dict[str, Any]],
     assert agree("alone") == "alone"
 
 
+@pytest.mark.slow
 def test_one_rank_speaks_and_writes(pairs: Path, sharded: tuple[list[dict[str, Any]], str]) -> None:
     (line,) = [line for line in sharded[1].splitlines() if line.startswith("{")]
     assert json.loads(line)["out"] == str(pairs / "sharded")

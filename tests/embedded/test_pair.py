@@ -95,6 +95,7 @@ def test_base_leaves_room_for_reinforcement_learning():
     assert 0.3 <= base["accuracy_at_temperature_1"][base["snapshot"]] <= 0.6
 
 
+@pytest.mark.slow
 def test_a_fresh_run_shows_the_same_picture(rows):
     """10 problems of each family: bounds wider than those of the committed run, by a standard error of 0.08."""
     assert rows["llm", "mean"]["accuracy"] >= 0.7

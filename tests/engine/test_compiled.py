@@ -35,6 +35,7 @@ def decode(pair: ModelPair, options: EngineOptions, policy: str = "random:0.3") 
     return [row.response_ids for row in rows]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_writes_the_same_tokens() -> None:
     """Prompts and single tokens, with a window and a soft-cap that the operation must be told."""
     pair = tiny_pair("gemma2")
