@@ -41,7 +41,7 @@ router: $(STAMPS)/run
 	$(BIN)/navtoken label --num $(ROUTER_NUM) --out build/labels/greedy
 	$(BIN)/navtoken label build/labels/greedy/responses --draft sampled --out build/labels/sampled
 	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num $(CALIBRATION_NUM) \
-		--share 0.1 --share 0.13 --share 0.15 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
+		--share 0.1 --share 0.13 --share 0.15 --share 0.18 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
 	$(BIN)/navtoken calibrate build/router --num $(CALIBRATION_NUM) --temperature 0
 	$(BIN)/navtoken generate --split train --policy slm --num $(ROUTER_NUM) --out build/labels/slm
 	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses \

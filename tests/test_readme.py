@@ -45,6 +45,25 @@ def test_the_rows_of_the_routing_table_are_the_committed_ones():
     assert len(table.splitlines()) == 2 + len(routing.IN_README)
 
 
+def test_routers_give_the_share_that_they_are_asked_for_and_most_of_the_gap() -> None:
+    """The bars of routing, on the committed table: 750 test problems, means over the families."""
+    result = json.loads((ROOT / "experiments" / "routing" / "table.json").read_text())
+    for sampling in ("greedy", "sampled"):
+        asked = [
+            each
+            for each in result[sampling]["asked"]
+            if each["policy"].startswith("router") and each["task"] == "mean"
+        ]
+        assert len(asked) >= 4
+        assert all(abs(each["had"] - each["asked"]) <= 0.02 for each in asked), asked
+    means = [row for row in result["greedy"]["rows"] if row["task"] == "mean" and row["num_problems"] >= 600]
+    routers = [row for row in means if row["policy"].startswith("router") and row["llm_share"] <= 0.2]
+    assert max(row["recovered"] for row in routers) >= 0.8
+    against = [each for each in result["greedy"]["comparisons"] if each["policy"].startswith("router")]
+    assert {each["control"] for each in against} == {"random", "entropy"}
+    assert all(each["difference"] > 2 * each["error"] for each in against)
+
+
 def test_the_arms_of_training_are_the_committed_runs() -> None:
     folder = ROOT / "experiments" / "rlvr"
     runs = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
