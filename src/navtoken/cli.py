@@ -30,6 +30,7 @@ COMMANDS = {
         "navtoken.commands.chat", "ChatOptions", "talk to a pair or a server, coloured by writer"
     ),
     "evaluate": Command("navtoken.commands.evaluate", "EvaluateOptions", "compare policies on tasks"),
+    "scale": Command("navtoken.commands.scale", "ScaleOptions", "accuracy against samples, tokens and cost"),
     "generate": Command("navtoken.commands.generate", "GenerateOptions", "write responses as traces"),
     "analyze": Command("navtoken.commands.analyze", "AnalyzeOptions", "entropy patterns: which tokens fork"),
     "score": Command(

@@ -6,7 +6,7 @@ A task never evaluates model output as code: answers are parsed by small grammar
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -55,6 +55,13 @@ class Task(Protocol):
         """The final answer as the response states it, or None."""
         ...
 
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        """The final answer, equal to those of other responses that say the same; None where the response gives none.
+
+        What a vote counts. Equal by the task's own rules and whether right or not, so the verifier has no voice in a vote.
+        """
+        ...
+
     def verify(self, problem: Problem, text: str) -> bool:
         """Does the response `text` end in a right answer? Exact, no partial credit."""
         ...
@@ -101,6 +108,10 @@ class GeneratedTask:
     def extract(self, text: str) -> str | None:
         """The final answer as the response states it, or None."""
         raise NotImplementedError
+
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        """The final answer, equal to those of other responses that say the same; None where the response gives none."""
+        return self.extract(text)
 
     def verify(self, problem: Problem, text: str) -> bool:
         """Does the response `text` end in a right answer?"""

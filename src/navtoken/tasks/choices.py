@@ -6,7 +6,7 @@ favoured over a set.
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from string import ascii_uppercase
 
 from navtoken.tasks.base import Problem
@@ -21,9 +21,12 @@ _LETTER = re.compile(r"\W*(?:\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{\W*)
 class ChoiceTask(FiniteTask):
     """Problems whose answer is the letter of a choice."""
 
-    def verify(self, problem: Problem, text: str) -> bool:
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
         given = self.extract(text)
-        return given is not None and choice_letter(given, len(problem.data["choices"])) == problem.answer
+        return None if given is None else choice_letter(given, len(problem.data["choices"]))
+
+    def verify(self, problem: Problem, text: str) -> bool:
+        return self.answer_of(problem, text) == problem.answer
 
 
 def shuffled_choices(question: str, right: str, wrong: Sequence[str]) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ import itertools
 import operator
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -118,6 +118,19 @@ class Countdown(GeneratedTask):
         answer = final_answer(_plain_operators(text), _EXPRESSION)
         return None if answer is None else answer.strip()
 
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        """The expression, equal to all that the laws of arithmetic turn it into: 3 * 7 + 12 and 12 + 7 * 3, not 40 - 7.
+
+        Not its value: that would be the target in every right answer, and a vote would verify.
+        """
+        answer = self.extract(text)
+        if answer is None:
+            return None
+        try:
+            return evaluate(answer, _stand_in)[0]
+        except ValueError:
+            return answer.replace(" ", "")
+
     def verify(self, problem: Problem, text: str) -> bool:
         answer = self.extract(text)
         if answer is None:
@@ -171,21 +184,27 @@ def combinations(first: Term, second: Term) -> Iterator[Term]:
         yield Term.of(big, "/", small)
 
 
-def evaluate(expression: str) -> tuple[Fraction, list[int]]:
-    """The exact value of an expression over + - * / and brackets, and the numbers in it.
+def _stand_in(number: int) -> Fraction:
+    """A large number in place of a small one: expressions in such numbers have one value only where they are the same."""
+    return Fraction(random.Random(number).getrandbits(64))
+
+
+def evaluate(expression: str, meaning: Callable[[int], Fraction] = Fraction) -> tuple[Fraction, list[int]]:
+    """The exact value of an expression over + - * / and brackets, and the numbers in it, each worth its `meaning`.
 
     Raises `ValueError` on anything else, on a division by zero and beyond `MAX_EXPRESSION` characters.
     """
     if len(expression) > MAX_EXPRESSION:
         raise ValueError(f"an expression of {len(expression)} characters; at most {MAX_EXPRESSION} are read")
-    return _Parser(re.findall(r"\d+|\S", expression)).parse()
+    return _Parser(re.findall(r"\d+|\S", expression), meaning).parse()
 
 
 class _Parser:
     """Recursive descent: sum = product (+|- product)*, product = atom (*|/ atom)*, atom = number | (sum)."""
 
-    def __init__(self, tokens: list[str]) -> None:
+    def __init__(self, tokens: list[str], meaning: Callable[[int], Fraction]) -> None:
         self.tokens = tokens
+        self.meaning = meaning
         self.used: list[int] = []
 
     def parse(self) -> tuple[Fraction, list[int]]:
@@ -213,7 +232,7 @@ class _Parser:
         if not token.isascii() or not token.isdigit():
             raise ValueError(f"'{token}' where a number should stand")
         self.used.append(int(token))
-        return Fraction(int(token))
+        return self.meaning(int(token))
 
 
 def _search(terms: list[Term], target: int, rng: random.Random, out: list[str]) -> str | None:

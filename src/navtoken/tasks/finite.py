@@ -5,11 +5,11 @@ a threshold picked on the problems that are then reported would flatter every ru
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 from navtoken.tasks.base import ExhaustedError, Problem, Split
 from navtoken.tasks.loading import TaskError
-from navtoken.tasks.math_answers import extract_answer, same_answer
+from navtoken.tasks.math_answers import MathAnswer, extract_answer, same_answer
 
 BOXED_INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -55,6 +55,10 @@ class FiniteTask:
 
     def extract(self, text: str) -> str | None:
         return extract_answer(text)
+
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        given = self.extract(text)
+        return None if given is None else MathAnswer(given)
 
     def verify(self, problem: Problem, text: str) -> bool:
         given = self.extract(text)

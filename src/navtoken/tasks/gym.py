@@ -8,7 +8,7 @@ comparing with the one that it gives would count right answers as wrong.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import MISSING, fields
 from fractions import Fraction
 from typing import Any
@@ -99,6 +99,14 @@ class GymTask:
             return boxed
         tagged = _TAGGED.findall(text)
         return (tagged[-1].strip() or None) if tagged else stated_answer(text)
+
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        """By the rules of `same_text`."""
+        given = self.extract(text)
+        if given is None:
+            return None
+        value = _value(_bare(given)) if _NUMBER.fullmatch(_bare(given)) else None
+        return _bare(given) if value is None else value
 
     def verify(self, problem: Problem, text: str) -> bool:
         given = self.extract(text)

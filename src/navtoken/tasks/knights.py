@@ -8,6 +8,7 @@ turns the supposition round at a contradiction.
 import itertools
 import random
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -137,6 +138,11 @@ class Knights(GeneratedTask):
 
     def extract(self, text: str) -> str | None:
         return final_answer(text, _ASSIGNMENT)
+
+    def answer_of(self, problem: Problem, text: str) -> Hashable | None:
+        """Who is what, in whatever order people are named."""
+        stated = self.extract(text)
+        return None if stated is None else tuple(sorted(_PERSON.findall(stated)))
 
     def verify(self, problem: Problem, text: str) -> bool:
         stated = self.extract(text)

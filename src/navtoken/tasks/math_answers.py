@@ -8,6 +8,7 @@ own (`math_worker`) with a memory limit and a deadline. Answers that are plain i
 
 import re
 import string
+from dataclasses import dataclass
 from functools import lru_cache
 
 from navtoken.tasks.math_worker import MathWorker
@@ -92,6 +93,20 @@ def same_answer(expected: str, given: str) -> bool:
     if _too_hard(expected) or _too_hard(given):
         return False
     return _compared(expected, given)
+
+
+@dataclass(frozen=True, eq=False)
+class MathAnswer:
+    """An answer to be counted with others: equal to each that is the same mathematical object."""
+
+    text: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MathAnswer) and same_answer(self.text, other.text)
+
+    def __hash__(self) -> int:
+        # Nothing cheap is alike in \frac{1}{2} and 0.5, so every lookup compares.
+        return 0
 
 
 @lru_cache(maxsize=4096)
