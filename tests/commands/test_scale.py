@@ -98,7 +98,7 @@ def test_page_files_and_table(pair: list[str], tmp_path: Path, capsys: Capture) 
     html = (tmp_path / "index.html").read_text()
     for words in (
         "Accuracy against samples, mean of 2 tasks", "pass@k against k", "maj@k against FLOPs per problem",
-        "Choosing one answer of k", "longest response in tokens", "random:0.4", "All figures", "band",
+        "Choosing one answer of k", "million FLOPs per problem", "longest response in tokens", "random:0.4", "All figures", "band",
     ):  # fmt: skip
         assert words in html
     figures = json.loads((tmp_path / "scale.json").read_text())

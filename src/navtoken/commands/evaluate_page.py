@@ -379,7 +379,7 @@ def front_title(table: Table) -> str:
 def cost_section(table: Table, cost: Cost) -> ScatterSection:
     """Accuracy against one cost over all tasks; its words are the page's."""
     rows = {policy: row for policy, row in whole(table).items() if _there(row, cost)}
-    unit, prefix = (1.0, "") if cost.hundred else _unit([row[cost.key] for row in rows.values()])
+    unit, prefix = (1.0, "") if cost.hundred else short_unit([row[cost.key] for row in rows.values()])
     on_front = fronts(table)[cost.key]
     points = [
         ScatterPoint(
@@ -431,7 +431,7 @@ def _known(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _unit(values: Sequence[float]) -> tuple[float, str]:
+def short_unit(values: Sequence[float]) -> tuple[float, str]:
     """A power of a thousand that makes the numbers short, and its name."""
     power = max(0, min(4, int(math.log10(max(values)) // 3)))
     return 1000.0**power, ("", "thousand ", "million ", "billion ", "trillion ")[power]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from navtoken.commands.evaluate_page import short_unit
 from navtoken.commands.show import Row
 from navtoken.evaluation.evaluate import MEAN
 from navtoken.report import (
@@ -203,12 +204,17 @@ def choosers_sections(scaled: Scaled) -> list[PanelsSection]:
 
 def costs_section(scaled: Scaled) -> PanelsSection:
     """maj@k, and pass@k, against each cost."""
-    panels = [
-        _curves(f"{WORDS[name]} against {words}", scaled.whole, cost, name, f"{words} (log scale)")
-        for cost, words in COSTS.items()
-        for name in ("maj", "pass")
-        if all(math.isfinite(row[cost]) and row[cost] > 0 for row in scaled.whole)
-    ]
+    panels = []
+    for cost, words in COSTS.items():
+        places = [row[cost] for row in scaled.whole]
+        if not all(math.isfinite(place) and place > 0 for place in places):
+            continue
+        unit, prefix = short_unit(places)
+        rows = [row | {cost: row[cost] / unit} for row in scaled.whole]
+        label = f"{prefix}{words} (log scale)"
+        panels += [
+            _curves(f"{WORDS[name]} against {words}", rows, cost, name, label) for name in ("maj", "pass")
+        ]
     return PanelsSection(f"Accuracy against cost{_of(scaled)}", panels, _COSTS_TEXT + _BANDS)
 
 

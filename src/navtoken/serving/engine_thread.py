@@ -188,7 +188,7 @@ class EngineThread:
                 if self._aborting:
                     self._end_all(Unavailable("the server is shutting down"))
                 for order in orders:
-                    order()
+                    self._carry_out(order)
                 self._turn()
             except BaseException as error:  # noqa: BLE001 - whatever it was, clients must hear of it
                 self._die(error)
@@ -196,6 +196,13 @@ class EngineThread:
             self._deliver()
             if self._closing and not self._has_work():
                 return
+
+    def _carry_out(self, order: Order) -> None:
+        """What breaks here must not take the other orders with it: somebody waits for each."""
+        try:
+            order()
+        except Exception as error:  # noqa: BLE001
+            self._die(error)
 
     def _taken_orders(self) -> list[Order]:
         """What the event loop wants; waits for it where nothing else is to do."""

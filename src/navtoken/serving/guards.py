@@ -64,13 +64,10 @@ class Guard:
         current_request.set(request_id)
         try:
             self._check(scope)
-            body = await asyncio.wait_for(self._body(scope, receive), self._options.body_seconds)
+            body = await self._in_time(scope, receive)
             await self._app(scope, _replayed(body, receive), noted)
         except ApiError as error:
             await answer(noted, error)
-        except TimeoutError:
-            seconds = self._options.body_seconds
-            await answer(noted, TooSlow(f"the body was not there after {seconds:g} s"))
         finally:
             # The route's own path, or clients could make a metric for each path that they think of.
             route = scope.get("route")
@@ -104,6 +101,13 @@ class Guard:
         # Latin-1 is how Starlette reads the bytes that were sent, of which the key is UTF-8.
         sent = given.strip().encode("latin-1")
         return scheme.lower() == "bearer" and secrets.compare_digest(sent, self._key)
+
+    async def _in_time(self, scope: Scope, receive: Receive) -> bytes:
+        seconds = self._options.body_seconds
+        try:
+            return await asyncio.wait_for(self._body(scope, receive), seconds)
+        except TimeoutError:
+            raise TooSlow(f"the body was not there after {seconds:g} s") from None
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._options.max_body

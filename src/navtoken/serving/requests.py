@@ -16,6 +16,8 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 300
 MAX_PROMPTS = 256
 MAX_MESSAGES = 4096
+MAX_PARTS = 256
+MAX_FIELDS = 200
 
 UNSUPPORTED = {
     "tools": "tool calls",
@@ -49,7 +51,8 @@ UNSUPPORTED = {
 Nothing = Annotated[list[Any], Field(max_length=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+# The first bad element is enough: errors of a million take minutes to collect, while nobody else is served.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -82,6 +85,8 @@ class Request(_Body):
         # A body of another content type comes as bytes, and is refused as no object.
         if not isinstance(values, dict):
             return values
+        if len(values) > MAX_FIELDS:
+            raise ValueError(f"the request has {len(values)} fields, at most {MAX_FIELDS} are read")
         try:
             json.dumps(values, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -183,7 +188,7 @@ class Message(_Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=MAX_PARTS, fail_fast=True)]
     name: str | None = None
     """Ignored."""
     reasoning_content: str | None = None
@@ -244,8 +249,8 @@ class CompletionRequest(Request):
     prompt: (
         str
         | TokenIds
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     """Text or token ids, or several of either."""
     max_tokens: int | None = Field(default=16, ge=0)
