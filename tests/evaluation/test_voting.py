@@ -65,6 +65,8 @@ def test_too_many_subsets_are_drawn_instead(monkeypatch: pytest.MonkeyPatch) -> 
     assert drawn != exact
     assert drawn == [majority_at_k(ballot, k) for k in (2, 5, 9)]
     assert drawn != [majority_at_k(ballot, k, seed=1) for k in (2, 5, 9)]
+    sparse = Ballot.of(["7", *[None] * 9], [True, *[False] * 9])
+    assert majority_at_k(sparse, 2) == pytest.approx(0.2, abs=0.03)
 
 
 def test_hundreds_of_different_answers_take_no_time() -> None:
