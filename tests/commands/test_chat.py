@@ -200,14 +200,20 @@ def test_what_does_not_go_together_is_refused() -> None:
 
 
 @contextmanager
-def stand_in(status: int, parts: list[bytes], headers: dict[str, str] | None = None) -> Iterator[str]:
+def stand_in(
+    status: int,
+    parts: list[bytes],
+    headers: dict[str, str] | None = None,
+    unknown: int = 404,
+    version: str = "/v1",
+) -> Iterator[str]:
     """An OpenAI-compatible server that is none of ours: it has one model, and answers with these bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.path == "/v1/models"
+            known = self.path == f"{version}/models"
             body = json.dumps({"data": [{"id": "other"}]} if known else {"detail": "Not Found"}).encode()
-            self.send_response(200 if known else 404)
+            self.send_response(200 if known else unknown)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -228,7 +234,7 @@ def stand_in(status: int, parts: list[bytes], headers: dict[str, str] | None = N
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}{version}"
     finally:
         server.shutdown()
 
@@ -254,7 +260,12 @@ def test_plain_text_streams_from_any_server_however_it_is_cut() -> None:
 def test_a_server_cannot_command_the_terminal() -> None:
     evil = "\x1b[2J\x1b]0;owned\x07red\x1b[31m\r\x9b31m\u202e"
     error = json.dumps({"error": {"message": f"no{evil}"}}).encode()
-    for status, parts in ((200, [chunk(evil, "stop"), b"data: [DONE]\n\n"]), (400, [error])):
+    done = b"data: [DONE]\n\n"
+    for status, parts in (
+        (200, [chunk(evil, "stop"), done]),
+        (200, [chunk("", f"stop{evil}"), done]),
+        (400, [error]),
+    ):
         with stand_in(status, parts) as address, talking(address) as chat:
             chat.take("hi")
             said = printed(chat.console)
@@ -272,6 +283,13 @@ def test_a_server_cannot_command_the_terminal() -> None:
         (200, [chunk("half"), b'data: {"error": {"message": "gone"}}\n\n'], {}, "gone"),
         (200, [chunk("half")], {}, "ended before"),
         (200, [b"data: no json\n\n"], {}, "does not speak JSON"),
+        (200, [b"data: " + b"[" * 100_000 + b"\n\n"], {}, "does not speak JSON"),
+        (200, [b'data: {"choices": "x"}\n\n'], {}, "has no choices"),
+        (200, [b'data: {"choices": ["x"]}\n\n'], {}, "has no text"),
+        (200, [b'data: {"choices": [{"delta": "x"}]}\n\n'], {}, "has no text"),
+        (200, [b'data: {"choices": [{"delta": {"content": [1]}}]}\n\n'], {}, "has no text"),
+        (200, [b'data: {"choices": [{"finish_reason": [1]}]}\n\n'], {}, "has no text"),
+        (404, [b'{"detail": "Not Found"}'], {}, "404: {'detail': 'Not Found'}"),
     ],
 )
 def test_whatever_goes_wrong_is_one_line(
@@ -281,3 +299,61 @@ def test_whatever_goes_wrong_is_one_line(
         assert chat.take("hi")
         assert said in " ".join(printed(chat.console).split())
         assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [chunk("yes", "stop")],
+        [b"\xef\xbb\xbf" + chunk("yes", "stop"), b"data: [DONE]\n\n"],
+        [chunk("yes", "stop").rstrip()],
+        [
+            b'data: {"choices":\n: a comment\ndata: [{"delta": {"content": "yes"}, "finish_reason": "stop"}]}\n\n'
+        ],
+        [b'data: {"error": null, "choices": [{"delta": {"content": "yes"}, "finish_reason": "stop"}]}\n\n'],
+    ],
+)
+def test_an_answer_counts_however_a_server_wraps_it(parts: list[bytes]) -> None:
+    with stand_in(200, parts) as address, talking(address) as chat:
+        chat.take("hi")
+        assert (chat.answers[0].text, chat.answers[0].ended) == ("yes", "stop")
+
+
+def test_half_characters_are_sent_as_question_marks() -> None:
+    half = b'data: {"choices": [{"delta": {"content": "a\\ud800"}, "finish_reason": "stop"}]}\n\n'
+    with stand_in(200, [half]) as address, talking(address) as chat:
+        chat.take("caf\udce9")
+        chat.take("again")
+        assert [answer.ended for answer in chat.answers] == ["stop", "stop"]
+        assert chat.messages[0]["content"] == "caf?"
+
+
+def test_a_gateway_that_forbids_unknown_paths_can_be_asked() -> None:
+    parts = [chunk("yes", "stop")]
+    with stand_in(200, parts, unknown=403) as address, talking(address) as chat:
+        chat.take("hi")
+        assert chat.answers[0].text == "yes"
+
+
+def test_an_address_may_have_another_version() -> None:
+    with stand_in(200, [chunk("yes", "stop")], version="/api/v4") as address, talking(address) as chat:
+        assert address.endswith("/api/v4") and chat.client.model == "other"
+
+
+@pytest.mark.parametrize("key", ["", " ", "abc\n"])
+def test_a_key_that_is_empty_or_has_a_line_end_does_not_keep_from_asking(key: str) -> None:
+    with stand_in(200, []) as address, ChatClient(address, key) as client:
+        assert client.model == "other"
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:9", "http://127.0.0.1:9/?key=secret"])
+def test_an_address_with_a_key_in_it_is_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(ChatError, match="keep keys in the environment") as raised:
+        ChatClient(address)
+    assert "secret" not in str(raised.value)
+
+
+def test_an_error_of_several_lines_is_told_in_one() -> None:
+    with stand_in(200, [b'data: {"error": {"message": "a\\nb"}}\n\n']) as address, talking(address) as chat:
+        chat.take("hi")
+        assert "navtoken: a b\n" in printed(chat.console)

@@ -137,7 +137,8 @@ class Chat:
 
     def take(self, line: str) -> bool:
         """Answer a line, or do what it commands; False where that is to leave."""
-        line = line.strip()
+        # Bytes that are no text in this encoding come as half characters, which nothing can write.
+        line = line.encode("utf-8", "replace").decode().strip()
         if line in ("/quit", "/exit"):
             return False
         try:
@@ -180,7 +181,7 @@ class Chat:
             raise self._advised(error) from error
         finally:
             answer.seconds = monotonic() - started
-        self.console.print(Text(f"\n{_summary(answer)}", style="bold"))
+        self.console.print(Text(f"\n{cleaned(_summary(answer))}", style="bold"))
         return answer
 
     def _advised(self, error: ChatError) -> ChatError:
@@ -342,7 +343,10 @@ def _solved(token: TokenDetail) -> SolvedToken:
 def _summary(answer: Answer) -> str:
     told = answer.summary
     if told is None or told.llm_share is None or told.cost is None:
-        return f"{answer.seconds:.1f} s, {answer.ended}"
+        num = len(answer.tokens)
+        share = sum(token.writer == "llm" for token in answer.tokens) / max(1, num)
+        heard = f"{num} tokens, {percent(share, 1)} by the LLM, " if num else ""
+        return f"{heard}{answer.seconds:.1f} s, {answer.ended}"
     num = (told.slm_tokens or 0) + (told.llm_tokens or 0)
     speed = num / answer.seconds if answer.seconds > 0 else 0.0
     cut = ", cut off" if answer.ended == "length" else ""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Self
 
 import httpx2
@@ -19,16 +20,19 @@ from pydantic import ValidationError
 
 from navtoken.checkpoints import ModelPair
 from navtoken.commands.serve import ServeOptions, make_server
+from navtoken.labeling.openai_client import EndpointOptionError, EndpointOptions
 from navtoken.serving.answers import Navigation, PairAnswer, TokenDetail
 from navtoken.serving.app import create_app
 
 ALTERNATIVES = 5
+_TEXTS = ("reasoning_content", "content")
 START_SECONDS = 60.0
 READ_SECONDS = 600.0
 QUOTED = 300
 """Characters of a server's words that are repeated."""
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 """Sequences of which more than the escape character is to go."""
+_VERSION = re.compile(r"/v\d\w*(/|$)")
 
 
 class ChatError(ConnectionError):
@@ -64,18 +68,20 @@ class ChatClient:
     def __init__(
         self, base: str, key: str | None = None, model: str | None = None, proxies: bool = True
     ) -> None:
-        """`base` is the server's address, with or without /v1; `proxies` heeds those of the environment. Raises `ChatError`."""
-        if key is not None and not key.isascii():
+        """`base` is the server's address, with or without its version; `proxies` heeds those of the environment. Raises
+        `ChatError`."""
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
             raise ChatError("the key in NAVTOKEN_API_KEY has characters that no key has")
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        address = base.rstrip("/").removesuffix("/v1")
-        timeout = httpx2.Timeout(30.0, read=READ_SECONDS)
         try:
-            self._http = httpx2.Client(base_url=address, headers=headers, timeout=timeout, trust_env=proxies)
-        except httpx2.InvalidURL as error:
-            raise ChatError(
-                f"'{base}' is no address ({error}); give one like http://127.0.0.1:8000"
-            ) from error
+            EndpointOptions(base, model or "the first")
+        except EndpointOptionError as error:
+            raise ChatError(str(error)) from error
+        # Other versions have other names: /v1beta/openai, /api/v4.
+        address = base.rstrip("/") + ("" if _VERSION.search(httpx2.URL(base).path) else "/v1")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx2.Timeout(30.0, read=READ_SECONDS)
+        self._http = httpx2.Client(base_url=address, headers=headers, timeout=timeout, trust_env=proxies)
         self.pair: PairAnswer | None = self._pair()
         """What a server of ours says of its pair; None for others."""
         self.model = model or self._first_model()
@@ -88,10 +94,11 @@ class ChatClient:
 
     def ask(self, messages: Sequence[Mapping[str, str]], settings: Settings) -> Iterator[Part]:
         """Stream an answer. Raises `ChatError`; whoever stops listening ends it at the server, too."""
+        # What was typed in another encoding, and what a server made of half a character, cannot be sent as it is.
+        body = json.dumps(self._body(messages, settings), ensure_ascii=False).encode("utf-8", "replace")
+        headers = {"content-type": "application/json"}
         try:
-            with self._http.stream(
-                "POST", "/v1/chat/completions", json=self._body(messages, settings)
-            ) as answer:
+            with self._http.stream("POST", "/chat/completions", content=body, headers=headers) as answer:
                 if answer.status_code != 200:
                     answer.read()
                     raise ChatError(_refusal(answer))
@@ -100,18 +107,23 @@ class ChatClient:
             raise ChatError(f"the server went away ({type(error).__name__})") from error
 
     def _parts(self, answer: httpx2.Response) -> Iterator[Part]:
-        for line in _lines(answer.iter_bytes()):
-            if not line.startswith("data:"):
-                continue
-            data = line[5:].strip()
+        finished = False
+        for data in _events(answer.iter_bytes()):
             if data == "[DONE]":
                 return
             event = _object(data)
-            if "error" in event:
-                raise ChatError(cleaned(_message(event)))
-            for choice in event.get("choices") or ():
-                yield _part(choice)
-        raise ChatError("the connection ended before the answer did")
+            if event.get("error") is not None:
+                raise ChatError(_said(event))
+            choices = event.get("choices") or []
+            if not isinstance(choices, list):
+                raise ChatError(f"the server's answer has no choices: {cleaned(data[:QUOTED])!r}")
+            for choice in choices:
+                part = _part(choice)
+                finished = finished or part.finish_reason is not None
+                yield part
+        # Some servers hang up without a farewell.
+        if not finished:
+            raise ChatError("the connection ended before the answer did")
 
     def _body(self, messages: Sequence[Mapping[str, str]], settings: Settings) -> dict[str, Any]:
         system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
@@ -129,15 +141,16 @@ class ChatClient:
         return body | {name: value for name, value in optional.items() if value is not None}
 
     def _first_model(self) -> str:
-        found = self._get("/v1/models")
+        found = self._get("/models")
         try:
             return str(found["data"][0]["id"])
         except (LookupError, TypeError):
             raise ChatError("the server names no model; give --model") from None
 
     def _pair(self) -> PairAnswer | None:
-        answer = self._got("/v1/pair")
-        if answer.status_code in (401, 403, 503):
+        answer = self._got("/pair")
+        # Not 403: some gateways have that for every path that they do not know.
+        if answer.status_code in (401, 503):
             raise ChatError(_refusal(answer))
         try:
             return PairAnswer.model_validate_json(answer.content) if answer.status_code == 200 else None
@@ -206,34 +219,50 @@ def _lines(parts: Iterable[bytes]) -> Iterator[str]:
     yield held.decode(errors="replace")
 
 
-def _part(choice: Mapping[str, Any]) -> Part:
-    delta = choice.get("delta") or {}
-    text = (delta.get("reasoning_content") or "") + (delta.get("content") or "")
+def _events(parts: Iterable[bytes]) -> Iterator[str]:
+    """The data of a stream's events, which may take several lines."""
+    data: list[str] = []
+    for number, line in enumerate(chain(_lines(parts), ("",))):
+        field, _, value = (line if number else line.removeprefix("\ufeff")).partition(":")
+        if field == "data":
+            data.append(value.strip())
+        elif not line and data:
+            yield "\n".join(data)
+            data.clear()
+
+
+def _part(choice: object) -> Part:
+    delta = choice.get("delta") or {} if isinstance(choice, dict) else None
+    if not (isinstance(choice, dict) and isinstance(delta, dict)):
+        raise ChatError(f"the server's answer has no text: {cleaned(str(choice)[:QUOTED])!r}")
+    text, finished = [delta.get(name) or "" for name in _TEXTS], choice.get("finish_reason")
+    if not all(isinstance(each, str) for each in (*text, finished or "")):
+        raise ChatError(f"the server's answer has no text: {cleaned(str(choice)[:QUOTED])!r}")
     try:
         told = None if choice.get("navtoken") is None else Navigation.model_validate(choice["navtoken"])
     except ValidationError as error:
         raise ChatError(
             "the server's tokens are not as this version knows them; take the same version"
         ) from error
-    finished = choice.get("finish_reason")
     tokens = (told.tokens if told else None) or ()
-    return Part(str(text), tokens, told if finished else None, finished)
+    return Part("".join(text), tokens, told if finished else None, finished or None)
 
 
 def _object(text: str) -> Any:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ChatError(f"the server does not speak JSON: {cleaned(text[:QUOTED])!r}") from None
     if not isinstance(found, dict):
         raise ChatError(f"the server sent no object: {cleaned(text[:QUOTED])!r}")
     return found
 
 
-def _message(body: Mapping[str, Any]) -> str:
-    error = body.get("error")
-    said = error.get("message") if isinstance(error, dict) else error
-    return str(said)[:QUOTED]
+def _said(body: Mapping[str, Any]) -> str:
+    """A server's own words, in one line."""
+    error = body.get("error", body)
+    words = error.get("message", error) if isinstance(error, dict) else error
+    return " ".join(cleaned(str(words)[:QUOTED]).split())
 
 
 def _refusal(answer: httpx2.Response) -> str:
@@ -246,7 +275,7 @@ def _refusal(answer: httpx2.Response) -> str:
         return f"the server is full; try again {f'in {wait} seconds' if wait.isdecimal() else 'later'}"
     try:
         body = json.loads(answer.text)
-        said = _message(body) if isinstance(body, dict) else answer.text[:QUOTED]
-    except ValueError:
-        said = answer.text[:QUOTED]
-    return f"the server answers {status}: {' '.join(cleaned(said).split())}"
+    except (ValueError, RecursionError):
+        body = None
+    said = body if isinstance(body, dict) else {"error": answer.text}
+    return f"the server answers {status}: {_said(said)}"
