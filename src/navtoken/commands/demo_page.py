@@ -9,7 +9,6 @@ from typing import Any
 from navtoken.evaluation import Table
 from navtoken.report import (
     Column,
-    Decode,
     HistogramSection,
     Page,
     ScatterPoint,
@@ -17,7 +16,7 @@ from navtoken.report import (
     TableSection,
     TracesSection,
     build_page,
-    byte_level_decode,
+    decode_of,
 )
 from navtoken.trace import Trace
 
@@ -62,14 +61,6 @@ def write_page(
     )
     title = "Navigation tokens: who should write which token"
     return build_page(Page(title, _INTRO, sections, table.provenance), path)
-
-
-def decode_of(tokenizer: Any) -> Decode:
-    """Text of token ids: exact bytes where the tokenizer works on bytes."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None and "ByteLevel" in repr(backend.decoder):
-        return byte_level_decode(tokenizer)
-    return lambda ids: str(tokenizer.decode(ids))
 
 
 def _table_title(rows: Mapping[str, Row]) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from navtoken.commands.demo_page import decode_of
 from navtoken.evaluation import Estimate, Paired, Table, pareto_front
 from navtoken.evaluation.evaluate import MEAN
 from navtoken.evaluation.paired import errors_of
@@ -27,6 +26,7 @@ from navtoken.report import (
     TextSection,
     TracesSection,
     build_page,
+    decode_of,
 )
 from navtoken.report.markup import percent
 from navtoken.report.scatter import LEGEND

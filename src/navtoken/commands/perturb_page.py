@@ -9,7 +9,6 @@ from typing import Any
 
 from navtoken.analysis.perturbation import BASE, Outcome, Perturbation, Point, Study, traces_of
 from navtoken.analysis.ranking import REACH
-from navtoken.commands.demo_page import decode_of
 from navtoken.report import (
     Column,
     Curve,
@@ -19,6 +18,7 @@ from navtoken.report import (
     TableSection,
     TracesSection,
     build_page,
+    decode_of,
 )
 from navtoken.trace import Trace
 

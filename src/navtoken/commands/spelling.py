@@ -3,8 +3,7 @@
 from typing import Any
 
 from navtoken.analysis.frozen import FrozenSet
-from navtoken.commands.demo_page import decode_of
-from navtoken.report.pieces import Pieces
+from navtoken.report.pieces import Pieces, decode_of
 
 
 class Speller:

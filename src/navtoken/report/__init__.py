@@ -13,7 +13,7 @@ from navtoken.report.histogram import EntropyHistogram, HistogramSection
 from navtoken.report.markup import ReportError
 from navtoken.report.page import Page, Section, TextSection, build_page, render_page
 from navtoken.report.panels import PanelsSection
-from navtoken.report.pieces import Decode, byte_level_decode
+from navtoken.report.pieces import Decode, byte_level_decode, decode_of
 from navtoken.report.scatter import ScatterPoint, ScatterSection
 from navtoken.report.table import Column, TableSection
 from navtoken.report.token_table import TokenRow, TokenTableSection
@@ -47,6 +47,7 @@ __all__ = [
     "TracesSection",
     "build_page",
     "byte_level_decode",
+    "decode_of",
     "render_page",
     "write_svg",
 ]

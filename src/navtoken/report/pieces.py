@@ -27,6 +27,10 @@ class Segment:
     """Printable text."""
 
 
+MOST_KNOWN = 1 << 18
+"""Pairs of tokens that are remembered at once: a server would else end with all there are."""
+
+
 class Pieces:
     """Texts of tokens in context, remembered."""
 
@@ -38,6 +42,8 @@ class Pieces:
         """What `token` adds after `previous`; bytes that are not UTF-8 come as lone surrogates (PEP 383)."""
         key = (previous, token)
         if key not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
             self._known[key] = self._added(previous, token)
         return self._known[key]
 
@@ -103,6 +109,14 @@ def byte_level_decode(tokenizer: Any) -> Decode:
         )
 
     return decode
+
+
+def decode_of(tokenizer: Any) -> Decode:
+    """Text of token ids, special tokens included: exact bytes where the tokenizer works on bytes."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and "ByteLevel" in repr(backend.decoder):
+        return byte_level_decode(tokenizer)
+    return lambda ids: str(tokenizer.decode(ids))
 
 
 def _byte_alphabet() -> list[str]:
