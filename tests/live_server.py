@@ -1,7 +1,6 @@
 """A real server on a free port, in a thread: what a client meets, disconnects and all; and the models to hold it against."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,12 @@ from typing import Any
 
 import httpx2
 import torch
-import uvicorn
 from transformers import AutoModelForCausalLM
 
 from navtoken.checkpoints import ModelPair, load_pair
 from navtoken.commands.serve import ServeOptions, make_server
 from navtoken.engine import EngineOptions
-from navtoken.serving.app import create_app
+from navtoken.serving.listener import Listener, listening_in_thread
 from navtoken.serving.options import ServerOptions
 from navtoken.serving.server import Server
 
@@ -32,8 +30,10 @@ PATIENCE = 60.0
 class LiveServer:
     """A server that listens, and its address."""
 
-    def __init__(self, server: Server, port: int) -> None:
+    def __init__(self, server: Server, listener: Listener) -> None:
         self.server = server
+        self.listener = listener
+        port = listener.port
         self.address = f"http://127.0.0.1:{port}"
         self.port = port
         key = server.options.key
@@ -81,38 +81,12 @@ def serving(pair: ModelPair, policy: str | None = None, **options: Any) -> Itera
     """Serve a pair while the block runs; `options` are those of the server."""
     wanted = ServerOptions(**{"port": 0, "engine": ENGINE} | options)
     made = make_server(ServeOptions(policy, server=wanted), pair)
-    with listening(made) as live:
-        yield live
-
-
-@contextmanager
-def listening(made: Server) -> Iterator[LiveServer]:
-    """A server that listens while the block runs."""
-    config = uvicorn.Config(
-        create_app(made),
-        port=0,
-        http="h11",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        h11_max_incomplete_event_size=made.options.max_header,
-        timeout_graceful_shutdown=5,
-    )
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    end = time.monotonic() + PATIENCE
-    while not running.started:
-        assert thread.is_alive() and time.monotonic() < end, "the server does not start"
-        time.sleep(0.01)
-    live = LiveServer(made, running.servers[0].sockets[0].getsockname()[1])
-    try:
-        yield live
-    finally:
-        live.http.close()
-        running.should_exit = True
-        thread.join(PATIENCE)
+    with listening_in_thread(made) as listener:
+        live = LiveServer(made, listener)
+        try:
+            yield live
+        finally:
+            live.http.close()
 
 
 @cache

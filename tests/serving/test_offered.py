@@ -9,7 +9,7 @@ from navtoken.policies import make_policy
 from navtoken.policies.router import RouterPolicy
 from navtoken.router import ALL_TASKS, StoredThreshold
 from navtoken.serving.errors import BadRequest
-from navtoken.serving.offered import MOST_KEPT, Offered
+from navtoken.serving.offered import MOST_KEPT, Offered, public
 from tiny_models import tiny_pair
 from tiny_routers import tiny_router
 
@@ -106,6 +106,20 @@ def test_the_page_is_offered_what_can_be_asked_for(offered: Offered) -> None:
         policy = offered.policy(offer.reference, offer.threshold, GREEDY)
         assert (offer.threshold is None) == (offer.signal is None)
         assert policy.reference
+
+
+def test_no_path_is_told_and_what_is_told_can_be_asked_for(offered: Offered, tmp_path: Path) -> None:
+    folder = offered.served.target  # type: ignore[attr-defined]
+    hindsight = make_policy(f"hindsight:0.1,router={folder},threshold=0.4")
+    for policy in (offered.served, hindsight):
+        assert str(tmp_path) in policy.reference
+        told = public(policy)
+        assert str(tmp_path) not in told
+        assert offered.policy(told, None, GREEDY).reference == policy.reference
+    tiny_router(tmp_path / "query", offered.pair, kind="query", inputs=("hidden",), thresholds=STORED)
+    other = Offered(offered.pair, make_policy(f"query:{tmp_path / 'query'}"))
+    assert str(tmp_path) not in public(other.served)
+    assert other.policy(public(other.served), None, GREEDY).reference == other.served.reference
 
 
 def test_references_are_forgotten_in_time(offered: Offered) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -168,12 +169,44 @@ def test_a_crash_within_a_stream_is_told_and_the_next_request_is_served() -> Non
         assert "crashed" in error["message"] and "[DONE]" not in answer.text
         health = live.http.get("/health")
         assert health.status_code == 503
-        assert health.json()["status"] == "dead" and "broken" in health.json()["error"]
+        assert (health.json()["status"], health.json()["error"]) == ("dead", "RuntimeError")
         assert live.chat().status_code == 200
         assert (
             live.http.get("/health").json() | {"status": "ok", "crashes": 1}
             == live.http.get("/health").json()
         )
+
+
+def test_what_outlasts_the_shutdown_is_told_so() -> None:
+    with serving(embedded_pair(), shutdown_seconds=0.3) as live:
+        step = live.server.engine._engine.step  # type: ignore[union-attr]
+        live.server.engine._engine.step = lambda: (time.sleep(0.02), step())[1]  # type: ignore[union-attr,method-assign]
+        asked = chat_body(stream=True, **LONG)
+        with live.http.stream("POST", CHAT, json=asked) as answer, ThreadPoolExecutor() as others:
+            whole = others.submit(live.http.post, CHAT, json=chat_body(**LONG))
+            lines = answer.iter_lines()
+            next(lines)
+            while live.server.engine.health().num_running < 2:
+                time.sleep(0.01)
+            live.listener.should_exit = True
+            told = [line for line in lines if line.startswith("data: ")]
+            assert whole.result().status_code == 503
+    assert "shutting down" in json.loads(told[-1][6:])["error"]["message"]
+
+
+def test_who_takes_nothing_is_hung_up_on() -> None:
+    with serving(embedded_pair(), stalled_seconds=0.5) as live:
+        body = chat_body(stream=True, n=8, token_details=True, logprobs=True, top_logprobs=20, **LONG)
+        content = json.dumps(body).encode()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", live.port))
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            client.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+            while not live.server.engine.health().num_running:
+                time.sleep(0.01)
+            live.wait_until_idle(60)
+            assert sum(live.server.engine.ledger.written) < 8 * 900, "it decoded to the end for nobody"
 
 
 def test_a_full_queue_sends_clients_away_and_says_for_how_long() -> None:

@@ -6,8 +6,6 @@ There is no second way: for a local pair the server runs in this process, on a f
 import json
 import re
 import secrets
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,18 +13,16 @@ from itertools import chain
 from typing import Any, Self
 
 import httpx2
-import uvicorn
 from pydantic import ValidationError
 
 from navtoken.checkpoints import ModelPair
 from navtoken.commands.serve import ServeOptions, make_server
 from navtoken.labeling.openai_client import EndpointOptionError, EndpointOptions
 from navtoken.serving.answers import Navigation, PairAnswer, TokenDetail
-from navtoken.serving.app import create_app
+from navtoken.serving.listener import listening_in_thread
 
 ALTERNATIVES = 5
 _TEXTS = ("reasoning_content", "content")
-START_SECONDS = 60.0
 READ_SECONDS = 600.0
 QUOTED = 300
 """Characters of a server's words that are repeated."""
@@ -177,32 +173,11 @@ def local_server(options: ServeOptions, pair: ModelPair) -> Iterator[ChatClient]
     """Serve a pair in this process, for one client: address and key are its own."""
     own = replace(options.server, host="127.0.0.1", port=0, api_key=secrets.token_hex(16), allowed_hosts=())
     server = make_server(replace(options, server=own), pair)
-    config = uvicorn.Config(
-        create_app(server), host=own.host, port=0, http="h11", ws="none", access_log=False, log_config=None
-    )
-    running = _Uncaught(config)
-    thread = threading.Thread(target=running.run, name="server", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + START_SECONDS
-    while not running.started:
-        if not thread.is_alive() or time.monotonic() > deadline:
-            raise ChatError("the server in this process did not start")
-        time.sleep(0.01)
-    port = running.servers[0].sockets[0].getsockname()[1]
-    try:
-        with ChatClient(f"http://{own.host}:{port}", own.key, proxies=False) as client:
-            yield client
-    finally:
-        running.should_exit = True
-        thread.join(10)
-
-
-class _Uncaught(uvicorn.Server):
-    """Leaves Ctrl-C to whoever reads from the terminal."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    with (
+        listening_in_thread(server) as listener,
+        ChatClient(f"http://{own.host}:{listener.port}", own.key, proxies=False) as client,
+    ):
+        yield client
 
 
 def cleaned(text: str) -> str:

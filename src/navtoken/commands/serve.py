@@ -2,13 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from rich.console import Console
 
 from navtoken.checkpoints import ModelPair
@@ -19,9 +19,9 @@ from navtoken.generation.options import FAMILIES
 from navtoken.policies import Policy, make_policy
 from navtoken.policies.oracle import OraclePolicy
 from navtoken.policies.router import RouterPolicy
-from navtoken.serving.app import create_app
 from navtoken.serving.errors import ServingError
-from navtoken.serving.offered import Offered
+from navtoken.serving.listener import Listener
+from navtoken.serving.offered import Offered, public
 from navtoken.serving.options import ServerOptions
 from navtoken.serving.server import Server
 from navtoken.tasks import load_task
@@ -116,26 +116,17 @@ def _listening(options: ServerOptions) -> Iterator[socket.socket]:
 
 
 def _serve(server: Server, listening: socket.socket) -> None:
-    options = server.options
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("navtoken.serving").setLevel(logging.INFO)
-    config = uvicorn.Config(
-        create_app(server),
-        http="h11",
-        ws="none",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        h11_max_incomplete_event_size=options.max_header,
-        timeout_graceful_shutdown=round(options.shutdown_seconds) + 5,
-        timeout_keep_alive=30,
-    )
-    uvicorn.Server(config).run([listening])
+    # Uvicorn raises a signal once more when it has stopped, for whoever handled it before: nobody has to end by it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    Listener(server, log_level="warning").run([listening])
 
 
 def _announce(console: Console, options: ServeOptions, server: Server, address: str) -> None:
     models = ", ".join(server.names)
-    console.print(f"serving {models} under policy {server.offered.served.reference}", soft_wrap=True)
+    console.print(f"serving {models} under policy {public(server.offered.served)}", soft_wrap=True)
     console.print(f"page: {address}/   API: {address}/v1", soft_wrap=True)
     if not server.options.is_local and server.options.key is None:
         logger.warning("anybody who reaches this address may use the server: set a key (--api-key)")

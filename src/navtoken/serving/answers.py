@@ -132,16 +132,21 @@ class ChatChoice(BaseModel):
     navtoken: Navigation
 
 
-class ChatAnswer(BaseModel):
-    """Answer of POST /v1/chat/completions."""
+class _Answer(BaseModel):
+    """What all answers and their chunks begin with."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
+
+
+class ChatAnswer(_Answer):
+    """Answer of POST /v1/chat/completions."""
+
+    object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
     usage: TokenUsage
-    system_fingerprint: str
     prompt_token_ids: list[int] | None = None
 
 
@@ -169,16 +174,12 @@ class ChatChunkChoice(BaseModel):
     navtoken: Navigation | None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(_Answer):
     """An event of a chat's stream."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
     choices: list[ChatChunkChoice]
     usage: TokenUsage | None = None
-    system_fingerprint: str
     prompt_token_ids: list[int] | None = None
 
 
@@ -204,16 +205,12 @@ class CompletionChoice(BaseModel):
     navtoken: Navigation | None = None
 
 
-class CompletionAnswer(BaseModel):
+class CompletionAnswer(_Answer):
     """Answer of POST /v1/completions, and an event of its stream."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[CompletionChoice]
     usage: TokenUsage | None = None
-    system_fingerprint: str
 
 
 class ErrorDetail(BaseModel):
@@ -257,7 +254,7 @@ class HealthAnswer(BaseModel):
 
     status: Literal["ok", "dead", "stuck", "closing"]
     error: str | None
-    """What the engine died of."""
+    """The kind of error that the engine died of."""
     crashes: int
     running: int
     waiting: int

@@ -24,6 +24,7 @@ from navtoken.serving.answers import (
     CompletionAnswer,
     ErrorAnswer,
     HealthAnswer,
+    Model,
     ModelList,
     PairAnswer,
     VersionAnswer,
@@ -119,7 +120,7 @@ async def _answered(
 ) -> Response:
     """The response to a request that can be served."""
     if stream:
-        return EventStream(asked.stream(), server.options.keep_alive_seconds)
+        return EventStream(asked.stream(), server.options.keep_alive_seconds, server.options.stalled_seconds)
     answer: BaseModel = await or_gone(http, asked.whole())
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -129,6 +130,15 @@ def _add_operations(api: FastAPI, server: Server) -> None:
     async def models() -> ModelList:
         """What may be asked."""
         return operations.models(server)
+
+    @api.get(
+        "/v1/models/{name:path}",
+        responses=ERRORS | {404: {"model": ErrorAnswer, "description": "No such model."}},
+        tags=["operations"],
+    )
+    async def model(name: str) -> Model:
+        """One of them."""
+        return operations.model(server, name)
 
     @api.get("/v1/pair", responses=ERRORS, tags=["operations"])
     async def pair() -> PairAnswer:

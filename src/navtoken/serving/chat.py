@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from navtoken.serving.answers import (
     AssistantMessage,
@@ -47,9 +48,10 @@ class Chat:
     async def whole(self) -> ChatAnswer:
         """The answer at once."""
         pieces: list[list[Piece]] = [[] for _ in self.choices]
-        async for step in self.server.follow(self.job, self.choices):
-            for choice, piece in step.pieces:
-                pieces[choice.index].append(piece)
+        async with aclosing(self.server.follow(self.job, self.choices)) as steps:
+            async for step in steps:
+                for choice, piece in step.pieces:
+                    pieces[choice.index].append(piece)
         return ChatAnswer(
             id=self.id,
             created=self.created,
@@ -63,12 +65,13 @@ class Chat:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as events: a role for each choice, then what each step adds."""
         begun = False
-        async for step in self.server.follow(self.job, self.choices):
-            told = [] if begun else [self._opening(choice) for choice in self.choices]
-            begun = True
-            told += [self._told(choice, piece) for choice, piece in step.pieces if piece.says_something]
-            if told:
-                yield b"".join(told)
+        async with aclosing(self.server.follow(self.job, self.choices)) as steps:
+            async for step in steps:
+                told = [] if begun else [self._opening(choice) for choice in self.choices]
+                begun = True
+                told += [self._told(choice, piece) for choice, piece in step.pieces if piece.says_something]
+                if told:
+                    yield b"".join(told)
         if self.request.includes_usage:
             yield event(self._bare([]).model_copy(update={"usage": self._usage()}))
 

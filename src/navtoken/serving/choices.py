@@ -21,6 +21,7 @@ from navtoken.serving.answers import (
     TopLogprob,
 )
 from navtoken.serving.jobs import Ask, Job
+from navtoken.serving.offered import public
 from navtoken.serving.thoughts import Part, ThoughtSplitter
 from navtoken.serving.token_texts import TokenTexts
 
@@ -110,7 +111,7 @@ class Choice:
             router_calls=ledger.router_calls,
         )
         return Navigation(
-            policy=self.ask.policy.reference,
+            policy=public(self.ask.policy),
             llm_share=ledger.llm_share,
             slm_tokens=slm,
             llm_tokens=llm,

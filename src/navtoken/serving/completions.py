@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from navtoken.serving.answers import (
@@ -86,10 +87,11 @@ class Completion:
     async def whole(self) -> CompletionAnswer:
         """The answer at once."""
         pieces: list[list[Piece]] = [[] for _ in self.columns]
-        async for step in self.server.follow(self.job, self.choices):
-            self.scores += step.scores
-            for choice, piece in step.pieces:
-                pieces[choice.index].append(piece)
+        async with aclosing(self.server.follow(self.job, self.choices)) as steps:
+            async for step in steps:
+                self.scores += step.scores
+                for choice, piece in step.pieces:
+                    pieces[choice.index].append(piece)
         told = []
         for index, own in enumerate(pieces):
             start = self._start(index)
@@ -101,18 +103,19 @@ class Completion:
         """The answer as events. What is echoed comes first."""
         held: list[tuple[Choice, Piece]] = []
         begun = False
-        async for step in self.server.follow(self.job, self.choices):
-            self.scores += step.scores
-            held += step.pieces
-            # Tokens may come before the prompt's scores, and are told after them.
-            if self.job.score_prompts and not self.scores:
-                continue
-            told = b"" if begun else self._echoes()
-            begun = True
-            told += self._events(held)
-            held.clear()
-            if told:
-                yield told
+        async with aclosing(self.server.follow(self.job, self.choices)) as steps:
+            async for step in steps:
+                self.scores += step.scores
+                held += step.pieces
+                # Tokens may come before the prompt's scores, and are told after them.
+                if self.job.score_prompts and not self.scores:
+                    continue
+                told = b"" if begun else self._echoes()
+                begun = True
+                told += self._events(held)
+                held.clear()
+                if told:
+                    yield told
         if not begun:
             yield self._echoes()
         if self.request.includes_usage:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from navtoken.engine.options import OptionError
 from navtoken.policies import PolicyError
 from navtoken.serving.errors import ApiError, BadRequest, Busy, Failed, Unavailable
 from navtoken.serving.jobs import Heard, Job, News, Scored
+from navtoken.serving.prompt_scores import PromptScores
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Health:
 
     status: Literal["ok", "dead", "stuck", "closing"]
     error: str | None
-    """What it died of, until it is made anew."""
+    """The kind of error that it died of, until it is made anew; more is in the log, where not everybody reads it."""
     num_crashes: int
     num_running: int
     """Rows that decode."""
@@ -72,7 +73,7 @@ class EngineThread:
         self._busy_since: float | None = None
         self._owners: dict[Sequence, Job] = {}
         self._unstarted: list[tuple[Sequence, Job]] = []
-        self._to_score: deque[Job] = deque()
+        self._to_score: dict[Job, Iterator[list[PromptScores] | None]] = {}
         self._news: dict[Job, list[News]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight: dict[Job, int] = {}
@@ -105,6 +106,9 @@ class EngineThread:
                 f"{taken} responses are decoding or waiting; try again later",
                 min(LONGEST_RETRY, max(1, wait)),
             )
+        if not self._in_flight:
+            # Nobody waited meanwhile: idle time is not how long a row takes.
+            self._last_end = monotonic()
         self._in_flight[job] = job.weight
         job.num_unfinished = len(job.asks) + bool(job.score_prompts)
         self._order(partial(self._begin, job))
@@ -218,9 +222,9 @@ class EngineThread:
         return bool(self._orders or self._to_score or (engine is not None and engine.has_work))
 
     def _turn(self) -> None:
-        """Score one job's prompts, and step the engine once."""
+        """Score a batch of prompts, and step the engine once."""
         if self._to_score:
-            self._score(self._to_score.popleft())
+            self._score()
         engine = self._engine
         if engine is None or not engine.has_work:
             return
@@ -238,8 +242,9 @@ class EngineThread:
         try:
             self._add_rows(job, self._engine or self._renewed())
         except Exception as error:  # noqa: BLE001
-            self._drop(job)
+            # Told first: putting rows away may fail as well.
             self._tell(job, _refusal(error))
+            self._drop(job)
 
     def _add_rows(self, job: Job, engine: Engine) -> None:
         prefixes: dict[int, Prefix] = {}
@@ -259,15 +264,23 @@ class EngineThread:
             self._owners[row] = job
             self._unstarted.append((row, job))
         if job.score_prompts:
-            self._to_score.append(job)
+            assert job.scored_by is not None
+            self._to_score[job] = job.scored_by.score(job.score_prompts, job.num_top)
 
-    def _score(self, job: Job) -> None:
-        assert job.scored_by is not None
+    def _score(self) -> None:
+        """Read one batch of one job's prompts; jobs take turns."""
+        job = next(iter(self._to_score))
+        batches = self._to_score.pop(job)
         try:
-            self._tell(job, Scored(job.scored_by.score(job.score_prompts, job.num_top)))
+            scored = next(batches)
         except Exception as error:  # noqa: BLE001
-            self._drop(job)
             self._tell(job, _refusal(error))
+            self._drop(job)
+            return
+        if scored is None:
+            self._to_score[job] = batches
+        else:
+            self._tell(job, Scored(scored))
 
     def _drop(self, job: Job) -> None:
         for row in job.rows:
@@ -275,8 +288,7 @@ class EngineThread:
             if self._engine is not None:
                 self._engine.abort(row)
         job.rows.clear()
-        if job in self._to_score:
-            self._to_score.remove(job)
+        self._to_score.pop(job, None)
 
     def _note_starts(self) -> None:
         """Remember when rows got their place in the batch."""
@@ -293,7 +305,7 @@ class EngineThread:
     def _die(self, error: BaseException) -> None:
         logger.error("the engine crashed; it is made anew with the next request", exc_info=error)
         self._num_crashes += 1
-        self._error = f"{type(error).__name__}: {error}"
+        self._error = type(error).__name__
         self._throw_away(Unavailable(f"the engine crashed ({type(error).__name__}); try again"))
 
     def _throw_away(self, why: ApiError) -> None:
@@ -319,7 +331,7 @@ class EngineThread:
         try:
             self._engine = self._make_engine()
         except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
+            self._error = type(error).__name__
             logger.exception("the engine cannot be made anew")
             raise Unavailable("the engine cannot be made anew; see the server's log") from error
         self._error = None

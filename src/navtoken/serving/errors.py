@@ -1,6 +1,6 @@
 """What a client is told when something does not go: the shape of OpenAI's errors, one class for each way to fail."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -39,6 +39,11 @@ class UnknownModel(ApiError):
     """A model that is not served."""
 
     status = 404
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"no model is called '{name[:100]}'; there are {', '.join(known)}", "model", "model_not_found"
+        )
 
 
 class Unauthorized(ApiError):

@@ -72,4 +72,4 @@ class Job:
     @property
     def weight(self) -> int:
         """Rows that it takes in the queue."""
-        return max(1, len(self.asks))
+        return max(1, len(self.asks), len(self.score_prompts))

@@ -99,7 +99,7 @@ class Offered:
         return policy
 
     def _named(self, text: str, sampling: SamplingParams) -> Policy:
-        reference = parse_reference(text)
+        reference = self._completed(parse_reference(text))
         if reference.name == "router":
             return self._own_router(reference, sampling)
         folder = reference.options.get("router") if reference.name == "hindsight" else reference.target
@@ -109,7 +109,16 @@ class Offered:
             raise BadRequest(
                 "policy 'oracle' needs problems with answers; it is for navtoken evaluate", "policy"
             )
-        return make_policy(text)
+        return make_policy(str(reference))
+
+    def _completed(self, reference: Reference) -> Reference:
+        """A reference to a router without its folder, as `public` spells it, with the server's own."""
+        if reference.name == "query" and reference.target is None and isinstance(self.served, QueryPolicy):
+            return replace(reference, target=self.served.target)
+        if reference.options.get("router") == PAIRS_ROUTER and self._router is not None:
+            target = self._router.target or PAIRS_ROUTER
+            return replace(reference, options=reference.options | {"router": target})
+        return reference
 
     def _folders(self, name: str) -> tuple[str | None, ...]:
         """How a client may name a router's folder in a policy: not at all, or as the server does."""
@@ -138,6 +147,16 @@ class Offered:
         return stored
 
 
+def public(policy: Policy) -> str:
+    """A policy's reference for clients: without the router's folder, as paths are nobody's business."""
+    reference = parse_reference(policy.reference)
+    if reference.name in ("router", "query"):
+        return str(replace(reference, target=None))
+    if reference.name == "hindsight" and "router" in reference.options:
+        return str(replace(reference, options=reference.options | {"router": PAIRS_ROUTER}))
+    return policy.reference
+
+
 def _not_ours(reference: Reference) -> BadRequest:
     return BadRequest(
         f"policy '{reference}' names a router that this server does not have; leave the folder out to take its own",
@@ -157,7 +176,7 @@ def _offered(policy: Policy) -> OfferedPolicy:
     threshold = policy.threshold if isinstance(policy, ThresholdPolicy) else None
     if name not in SIGNALS or threshold is None:
         return OfferedPolicy(
-            reference=policy.reference,
+            reference=public(policy),
             threshold=None,
             signal=None,
             low=None,

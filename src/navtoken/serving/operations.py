@@ -4,6 +4,8 @@ from importlib.metadata import version
 
 from navtoken.policies import ThresholdPolicy
 from navtoken.serving.answers import HealthAnswer, Model, ModelList, PairAnswer, PairModel, VersionAnswer
+from navtoken.serving.errors import UnknownModel
+from navtoken.serving.offered import public
 from navtoken.serving.requests import MAX_N
 from navtoken.serving.server import Server
 
@@ -20,11 +22,19 @@ def models(server: Server) -> ModelList:
                 created=server.created,
                 owned_by="navtoken",
                 max_model_len=min(server.engine.capacity, contexts.get(policy or "", both)),
-                policy=policy or server.offered.served.reference,
+                policy=policy or public(server.offered.served),
             )
             for name, policy in server.names.items()
         ]
     )
+
+
+def model(server: Server, name: str) -> Model:
+    """One of them. Raises `UnknownModel`."""
+    found = next((each for each in models(server).data if each.id == name), None)
+    if found is None:
+        raise UnknownModel(name, server.names)
+    return found
 
 
 def health(server: Server) -> HealthAnswer:
@@ -52,7 +62,7 @@ def pair(server: Server) -> PairAnswer:
         slm=PairModel(reference=names(server, "slm"), parameters=models_.slm.card.parameters),
         llm=PairModel(reference=names(server, "llm"), parameters=models_.llm.card.parameters),
         context=min(server.engine.capacity, models_.slm.card.context, models_.llm.card.context),
-        policy=served.reference,
+        policy=public(served),
         threshold=served.threshold if isinstance(served, ThresholdPolicy) else None,
         policies=server.offered.offers(),
         max_top_logprobs=server.options.max_logprobs,

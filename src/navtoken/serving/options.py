@@ -46,6 +46,8 @@ class ServerOptions:
     """Alternatives that may be asked for at each token; fewer save a little time where the vocabulary is large."""
     keep_alive_seconds: float = 15.0
     """Silence in a stream after which a comment is sent."""
+    stalled_seconds: float = 60.0
+    """A client of a stream that takes nothing for so long is hung up on."""
     stuck_seconds: float = 120.0
     """A step of the engine that takes longer counts as stuck: /health fails."""
     shutdown_seconds: float = 60.0
@@ -65,7 +67,13 @@ class ServerOptions:
         ):
             if getattr(self, name) < least:
                 raise ServingError(f"{name} is {getattr(self, name)}; give at least {least}")
-        for name in ("body_seconds", "keep_alive_seconds", "stuck_seconds", "shutdown_seconds"):
+        for name in (
+            "body_seconds",
+            "keep_alive_seconds",
+            "stalled_seconds",
+            "stuck_seconds",
+            "shutdown_seconds",
+        ):
             if not getattr(self, name) > 0:
                 raise ServingError(f"{name} is {getattr(self, name)}; give a number above 0")
         if self.port > 65535:

@@ -1,5 +1,6 @@
 """Log-probabilities of a prompt's own tokens, which `echo` asks for and evaluation harnesses live on."""
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,17 +35,21 @@ class ScoredBy:
     def head(self) -> LMHead:
         return LMHead.of(self.loaded.model, self.vocab_size)
 
-    @torch.inference_mode()
-    def score(self, prompts: Seq[Seq[int]], num_top: int) -> list[PromptScores]:
-        """Score prompts; those of about one length are read together."""
+    def score(self, prompts: Seq[Seq[int]], num_top: int) -> Iterator[list[PromptScores] | None]:
+        """Score prompts, those of about one length together: yields None after each batch, and all scores in the end."""
         rows = [GivenResponse(ids[:1], ids[1:]) for ids in prompts]
         found: dict[int, PromptScores] = {}
         for batch in batches(range(len(rows)), lambda index: rows[index].fed, BATCH_TOKENS):
-            hidden_ND = read_hidden(self.loaded, [rows[index] for index in batch])
-            parts = hidden_ND.split([rows[index].fed for index in batch])
-            for index, hidden_TD in zip(batch, parts, strict=True):
-                found[index] = self._scores(hidden_TD, rows[index].response, num_top)
-        return [found.get(index, PromptScores([None], [[]])) for index in range(len(rows))]
+            found |= zip(batch, self._score_batch([rows[index] for index in batch], num_top), strict=True)
+            yield None
+        yield [found.get(index, PromptScores([None], [[]])) for index in range(len(rows))]
+
+    @torch.inference_mode()
+    def _score_batch(self, rows: list[GivenResponse], num_top: int) -> list[PromptScores]:
+        parts = read_hidden(self.loaded, rows).split([row.fed for row in rows])
+        return [
+            self._scores(hidden_TD, row.response, num_top) for hidden_TD, row in zip(parts, rows, strict=True)
+        ]
 
     def _scores(self, hidden_TD: torch.Tensor, token_ids: Seq[int], num_top: int) -> PromptScores:
         scores = PromptScores([None], [[]])

@@ -22,8 +22,9 @@ TOO_LONG = "context_length_exceeded"
 class PromptMaker:
     """Makes prompts in a thread of its own."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = copy.deepcopy(tokenizer)
+    def __init__(self, pair: ModelPair) -> None:
+        self._tokenizer = copy.deepcopy(pair.tokenizer)
+        self._vocab_size = pair.vocab_size
         # A prompt that is too long is refused, with its length: nothing to warn of.
         self._tokenizer.model_max_length = 1 << 62
         self._thread = ThreadPoolExecutor(1, "prompts")
@@ -55,14 +56,18 @@ class PromptMaker:
         return [self._one(prompt, special) for prompt in request.prompts]
 
     def _one(self, prompt: str | list[int], special: bool) -> Rendered:
-        if isinstance(prompt, str):
-            ids = list(self._tokenizer(prompt, add_special_tokens=special)["input_ids"])
-            return Rendered(prompt, ids)
-        if max(prompt) >= len(self._tokenizer):
+        ids = (
+            self._tokenizer(prompt, add_special_tokens=special)["input_ids"]
+            if isinstance(prompt, str)
+            else prompt
+        )
+        if max(ids, default=0) >= self._vocab_size:
             raise BadRequest(
-                f"the prompt has token id {max(prompt)}, token ids are 0 to {len(self._tokenizer) - 1}",
+                f"the prompt has token id {max(ids)}, token ids of the pair are 0 to {self._vocab_size - 1}",
                 "prompt",
             )
+        if isinstance(prompt, str):
+            return Rendered(prompt, list(ids))
         text = self._tokenizer.decode(prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return Rendered(text, prompt)
 

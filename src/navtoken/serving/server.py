@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,7 +57,7 @@ class Server:
     def __post_init__(self) -> None:
         self.engine = EngineThread(self._make_engine, self.options.max_queue, self.options.stuck_seconds)
         self.metrics = Metrics(self.engine)
-        self.prompts = PromptMaker(self.pair.tokenizer)
+        self.prompts = PromptMaker(self.pair)
         self.texts = TokenTexts(self.pair.tokenizer)
         self.defaults = model_defaults(self.pair.llm)
         self.thinks = thinks(self.pair.tokenizer)
@@ -82,10 +82,7 @@ class Server:
     def policy_of(self, request: Request, sampling: SamplingParams) -> Policy:
         """Who writes this request's tokens. Raises `UnknownModel` and `BadRequest`."""
         if request.model not in self.names:
-            known = ", ".join(self.names)
-            raise UnknownModel(
-                f"no model is called '{request.model[:100]}'; there are {known}", "model", "model_not_found"
-            )
+            raise UnknownModel(request.model, self.names)
         named = self.names[request.model]
         if named is not None and request.policy is not None:
             raise BadRequest(
@@ -135,7 +132,7 @@ class Server:
             for index, ask in enumerate(job.asks)
         ]
 
-    async def follow(self, job: Job, choices: Seq[Choice]) -> AsyncIterator[Step]:
+    async def follow(self, job: Job, choices: Seq[Choice]) -> AsyncGenerator[Step, None]:
         """Decode a job: yields what is heard, step by step. Raises `ApiError`s. Whoever stops listening frees the rows."""
         self.engine.submit(job)
         paces = [Pace(self.metrics, job.submitted) for _ in choices]
@@ -148,6 +145,8 @@ class Server:
                         raise news
                     if isinstance(news, Scored):
                         step.scores.extend(news.prompts)
+                        if not job.asks:
+                            self._note_prompts(job.score_prompts)
                     else:
                         step.pieces.append(self._heard(news, choices, paces))
                         if transcript is not None:
@@ -181,10 +180,14 @@ class Server:
         metrics.whole.observe(time.monotonic() - job.submitted)
         metrics.queued.observe((job.started or job.submitted) - job.submitted)
         if ask.sample == 0:
-            metrics.prompt_tokens.inc(len(ask.prompt_ids))
-            metrics.prompt_length.observe(len(ask.prompt_ids))
+            self._note_prompts([ask.prompt_ids])
         if choice.row is not None:
             metrics.share.observe(choice.row.llm_share)
+
+    def _note_prompts(self, prompts: Seq[Seq[int]]) -> None:
+        for token_ids in prompts:
+            self.metrics.prompt_tokens.inc(len(token_ids))
+            self.metrics.prompt_length.observe(len(token_ids))
 
     def _splitter(self, prompt: Rendered) -> ThoughtSplitter | None:
         return ThoughtSplitter(opens_thoughts(prompt.text)) if self.thinks else None
