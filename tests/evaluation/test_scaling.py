@@ -1,5 +1,6 @@
 """Estimates of one problem against a count over every subset, and intervals over problems."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import isnan, sqrt
 from statistics import fmean
@@ -66,6 +67,16 @@ def test_costs_are_means_over_all_subsets_that_pay_for_the_prompt_once(
     assert found["tokens"] == pytest.approx(fmean(sum(each.tokens for each in some) for some in chosen))
     assert found["avg"] == pytest.approx(fmean(each.correct for each in responses))
     assert found["seconds"] == pytest.approx(0.5 * k)
+
+
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=7), st.data())
+def test_distinct_answers_are_those_of_the_average_subset(
+    answers: list[str | None], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(answers)))
+    responses = [replace(response(False), answer=answer) for answer in answers]
+    counted = [len(set(some) - {None}) for some in combinations(answers, k)]
+    assert measure(responses, k)["distinct"] == pytest.approx(fmean(counted))
 
 
 def test_a_score_that_some_responses_lack_chooses_none() -> None:

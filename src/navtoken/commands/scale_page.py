@@ -61,6 +61,7 @@ _COLUMNS = (
     Column("best_logprob", "best by log-probability (%)", "percent", help="The sample with the highest mean log-probability of its tokens, each under who wrote it."),
     Column("best_entropy", "by entropy (%)", "percent", help="The sample with the least mean entropy, likewise."),
     Column("best_length", "by length (%)", "percent", help="The shortest sample."),
+    Column("distinct", "answers", "number", digits=2, help="Different answers among k samples, right or wrong."),
     Column("tokens", "tokens", "metric", help="Tokens of k responses to a problem."),
     Column("flops", "FLOPs", "metric", help="All that was computed for them, the prompt once."),
     Column("bytes", "bytes", "metric", help="Weights and KV cache read for them, decoded one by one."),

@@ -16,10 +16,20 @@ from navtoken.evaluation.evaluate import MEAN
 from navtoken.evaluation.metrics import Row, mean_and_error
 from navtoken.evaluation.paired import PairingError
 from navtoken.evaluation.samples import Budget, drawn_responses
-from navtoken.evaluation.scaling import ACCURACIES, COSTS, Interval, Resampling, ScalingError, measure
+from navtoken.evaluation.scaling import (
+    ACCURACIES,
+    COSTS,
+    DISTINCT,
+    Interval,
+    Resampling,
+    ScalingError,
+    measure,
+)
 from navtoken.generation import Cell
 
-METRICS = (*ACCURACIES, *COSTS)
+COMPARED = (*ACCURACIES, DISTINCT)
+"""Metrics in which policies are held against each other."""
+METRICS = (*COMPARED, *COSTS)
 
 
 class Setting(NamedTuple):
@@ -101,7 +111,7 @@ class Measurements:
                     continue
                 arrays = [_difference(own[task], theirs[task], setting, other) for task in own]
                 intervals = zip(METRICS, resampling.intervals(arrays), strict=True)
-                kept = {name: interval for name, interval in intervals if name in ACCURACIES}
+                kept = {name: interval for name, interval in intervals if name in COMPARED}
                 found.append(setting._asdict() | {"less": other} | _flat(kept))
         return found
 

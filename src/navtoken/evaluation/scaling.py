@@ -20,6 +20,8 @@ LEVEL = 0.95
 """Probability with which an interval should hold the figure."""
 ACCURACIES = ("avg", "pass", "maj", *(f"best_{name}" for name in SCORERS))
 """Metrics that are shares of right answers."""
+DISTINCT = "distinct"
+"""Metric of diversity: how many different answers k samples give, right or wrong."""
 COSTS = ("tokens", "flops", "bytes", "seconds")
 """Metrics of what k samples take."""
 
@@ -72,6 +74,7 @@ def measure(
         "avg": fmean(correct),
         "pass": pass_at_k(len(correct), sum(correct), k),
         "maj": majority_at_k(ballot, k, seed),
+        DISTINCT: sum(pass_at_k(len(correct), count, k) for count, _ in ballot.answers),
     }
     for name in SCORERS:
         scores = [score for response in responses if (score := response.scores.get(name)) is not None]
