@@ -109,20 +109,21 @@ def _runs(stage: Stage, work: Path) -> Iterator[Planned]:
     """A stage's runs, seeds outside: when time ends, whole sets of arms are there."""
     if stage == "tune":
         for rate in RATES:
-            yield _planned(f"tune_{rate:g}", "all", TUNE_SEED, rate, work, TUNE_STEPS)
+            yield planned_run(f"tune_{rate:g}", "all", TUNE_SEED, rate, work, TUNE_STEPS)
         return
     rate = tuned_rate()
     arms = FRACTIONS if stage == "fractions" else ARMS
     for seed in SEEDS:
         for arm, select in arms.items():
-            planned = _planned(f"{arm}_{seed}", select, seed, rate, work)
+            planned = planned_run(f"{arm}_{seed}", select, seed, rate, work)
             if stage != "length":
                 yield planned
             elif arm in LONGER_ARMS:
                 yield _longer(planned, work)
 
 
-def _planned(name: str, select: str, seed: int, rate: float, work: Path, steps: int = STEPS) -> Planned:
+def planned_run(name: str, select: str, seed: int, rate: float, work: Path, steps: int = STEPS) -> Planned:
+    """One arm's run with one seed, as all are run."""
     tuning = seed == TUNE_SEED
     options = TrainRLOptions(
         model="embedded:base",
@@ -227,7 +228,7 @@ def test(model: str, options: TrainRLOptions) -> dict[str, Any]:
 
 def base_tested(work: Path) -> None:
     """The base itself, tested as the runs are."""
-    options = _planned("base", "all", 0, 0.0, work).options
+    options = planned_run("base", "all", 0, 0.0, work).options
     record = {"name": "base", "test": test("embedded:base", options)}
     write_whole(RUNS / "base.json", json.dumps(record) + "\n")
 

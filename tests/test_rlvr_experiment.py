@@ -53,7 +53,7 @@ def test_runs_go_to_their_arms() -> None:
 
 
 def test_arms_differ_in_their_selection_alone(tmp_path: Path) -> None:
-    planned = [rlvr._planned(arm, select, 0, 3e-4, tmp_path) for arm, select in rlvr.ARMS.items()]
+    planned = [rlvr.planned_run(arm, select, 0, 3e-4, tmp_path) for arm, select in rlvr.ARMS.items()]
     first = planned[0].options
     for each in planned:
         same = {name: getattr(each.options, name) for name in vars(first) if name not in ("selection", "out")}

@@ -1,0 +1,265 @@
+"""What more samples and longer responses buy: routing, training on forking tokens, and both together, on one axis.
+
+    .venv/bin/python experiments/test_time_scaling.py train     # the SLM on its forking tokens, and a router for it
+    .venv/bin/python experiments/test_time_scaling.py draw      # every response of every arm
+    .venv/bin/python experiments/test_time_scaling.py labels    # does the router still find where the models part?
+    .venv/bin/python experiments/test_time_scaling.py report    # tables and pictures of what is there
+
+The large models come from `experiments/rlvr.py arms`, which has to run first. Each stage goes on where it stopped; `--part 0/2` and
+`--part 1/2` share the arms of `draw` between two processes. `report` writes `experiments/test_time_scaling/`: `scale.json` (rows,
+differences, LLM shares, labels, provenance), `table.md`, `readme.md`, and a picture per question. What was fixed before the first draw, and
+why, is in `PLAN`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from navtoken.analysis.plain import plain
+from navtoken.analysis.ranking import Resampling
+from navtoken.checkpoints import ModelPair
+from navtoken.commands import label, train_router
+from navtoken.commands.label_inputs import RESPONSES
+from navtoken.commands.scale import MEASUREMENTS, ScaleOptions, measurements
+from navtoken.engine import SamplingParams
+from navtoken.evaluation import EvaluateOptions, evaluate
+from navtoken.generation import GenerationOptions, ModelOptions
+from navtoken.generation.options import FAMILIES
+from navtoken.policies.router import embedded_router
+from navtoken.report.markup import write_whole
+from navtoken.rlvr.train import train_rl
+from navtoken.router import open_router
+from navtoken.router_training.build import ThresholdOptions, embedding_of
+from navtoken.router_training.examples import gather
+from navtoken.router_training.quality import qualities
+from navtoken.router_training.training import TrainingOptions, predict
+from rlvr import SEEDS, planned_run, tuned_rate
+
+PLAN = """\
+Written before the first draw.
+
+* Everything is drawn at T = 1. 64 samples a problem, or 16 where pass@64 is not the question; every smaller k follows from them.
+* Policies: 50 test problems of each of the three families, mean over families. LLM shares asked for: 10, 15 and 20 %, with the thresholds
+  that ship. Speculative decoding draws from the LLM's own distribution: its accuracy should be the LLM's, its cost is what is measured.
+* Training: the base, and the runs of `experiments/rlvr.py` on all tokens, the top 20 % and a random 20 %, three seeds each, on 100 problems of
+  countdown, which they were trained on; on all three families seed 0 only.
+* Both halves: the router that ships, with the base and with the base trained on forks (seed 0) as LLM, at the same thresholds; and the SLM
+  trained on its own forks (30 steps, as the arms), with a router trained for it from labels made likewise.
+* A difference is taken problem by problem, with a 95 % bootstrap interval over problems, and claimed where that leaves out 0. Seeds are
+  averaged within a problem, and shown one by one.
+* Expected: with 150 problems the interval of a difference of 3 points or less will hold 0, mostly.
+"""
+
+SAMPLES, FEW_SAMPLES = 64, 16
+KS = (1, 4, 16, 64)
+BUDGETS = (32, 64, 128)
+NUM, TRAINED_NUM = 50, 100
+SEED = 11
+SHARES = (0.1, 0.15, 0.2)
+TRAINED_ARMS = ("all", "top20", "random20")
+LABELLED = 100
+"""Problems per family whose responses are labelled to test a router."""
+ROUTER_NUM = 700
+"""And to train one."""
+
+OUT = Path("experiments/test_time_scaling")
+Stage = Literal["train", "draw", "labels", "report"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is run."""
+
+    stage: tyro.conf.Positional[Stage]
+    """Which stage."""
+    part: str = "0/1"
+    """Which of the arms are drawn: of N processes the i-th, counted from 0, as i/N."""
+    rlvr: Path = Path("build/rlvr")
+    """Folder of the runs of `experiments/rlvr.py`."""
+    work: Path = Path("build/test_time_scaling")
+    """Folder of responses, labels, and what is trained here."""
+    out: Path = OUT
+    """Folder of the results."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy on one pair, and what is drawn of it."""
+
+    name: str
+    policy: str
+    slm: str = "embedded:slm"
+    llm: str = "embedded:llm"
+    tasks: tuple[str, ...] = FAMILIES
+    num: int = NUM
+    samples: int = FEW_SAMPLES
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "_").replace("%", "percent").replace(",", "")
+
+
+def main(options: Options) -> None:
+    console = Console()
+    if options.stage == "report":
+        # Below, so that drawing needs nothing of it.
+        from test_time_scaling_report import report
+
+        report(options.work, options.out, console)
+    elif options.stage == "train":
+        trained_slm(options, console)
+        trained_router(options, console)
+    elif options.stage == "labels":
+        labels(options, console)
+    else:
+        part, _, parts = options.part.partition("/")
+        for arm in list(arms(options))[int(part) :: int(parts)]:
+            draw(arm, options.work, console)
+
+
+# ---- the arms -------------------------------------------------------------------------------------------------
+
+
+def arms(options: Options) -> Iterator[Arm]:
+    """All of them, the first question's first."""
+    yield from policy_arms()
+    yield from trained_arms(options, 0)
+    yield from both_halves(options)
+    for seed in SEEDS[1:]:
+        yield from trained_arms(options, seed)
+
+
+def policy_arms() -> Iterator[Arm]:
+    """SLM, LLM and what lies between."""
+    yield Arm("slm", "slm", samples=SAMPLES)
+    yield Arm("llm", "llm", samples=SAMPLES)
+    for share in SHARES:
+        yield Arm(f"router {share:.0%}", f"router,share={share}", samples=SAMPLES)
+    yield Arm("hindsight", "hindsight:0.1")
+    yield Arm("speculative", "speculative:4")
+
+
+def trained_arms(options: Options, seed: int) -> Iterator[Arm]:
+    """What was trained on which tokens, on the family that it was trained on; of the first seed on all families, too."""
+    models = {f"{arm} {seed}": str(options.rlvr / f"{arm}_{seed}" / "model") for arm in TRAINED_ARMS}
+    if seed == 0:
+        models = {"base": "embedded:base"} | models
+    for name, model in models.items():
+        yield Arm(f"{name} on countdown", "llm", llm=model, tasks=("countdown",), num=TRAINED_NUM, samples=SAMPLES)  # fmt: skip
+        if seed == 0:
+            yield Arm(f"{name} on all", "llm", llm=model)
+
+
+def both_halves(options: Options) -> Iterator[Arm]:
+    """Routers on pairs of which one model was trained on forking tokens."""
+    forks = str(options.rlvr / "top20_0" / "model")
+    for share in SHARES:
+        for name, model in (("base", "embedded:base"), ("forks", forks)):
+            yield Arm(f"router {share:.0%} with {name}", f"router,share={share}", llm=model)
+    slm = str(options.work / "slm" / "model")
+    yield Arm("slm on forks", "slm", slm=slm)
+    for name, model in (("slm", "embedded:slm"), ("slm on forks", slm)):
+        for share in SHARES:
+            router = options.work / "routers" / name.replace(" ", "_")
+            yield Arm(f"own router {share:.0%} of {name}", f"router:{router},share={share}", slm=model)
+
+
+def draw(arm: Arm, work: Path, console: Console) -> None:
+    """Draw an arm's responses, measure them at every k and budget, and keep what they share out."""
+    folder = work / "arms" / arm.folder
+    table = folder / "table.json"
+    if table.exists():
+        console.print(f"{arm.name}: done")
+        return
+    console.print(f"{arm.name}: {arm.policy}, {arm.num} problems x {arm.samples} of {', '.join(arm.tasks)}")
+    generation = GenerationOptions(
+        task=arm.tasks,
+        policy=(arm.policy,),
+        num=arm.num,
+        seed=SEED,
+        samples=arm.samples,
+        sampling=SamplingParams(temperature=1.0),
+    )
+    options = ScaleOptions(
+        models=ModelOptions(slm=arm.slm, llm=arm.llm, threads=1),
+        generation=generation,
+        k=",".join(str(k) for k in KS if k <= arm.samples),
+        budget=",".join(map(str, BUDGETS)),
+        out=folder,
+    )
+    pair = options.models.load()
+    measured = measurements(options, pair, console)
+    write_whole(folder / MEASUREMENTS, json.dumps(measured.as_json(), allow_nan=False) + "\n")
+    rows = evaluate(EvaluateOptions(options.models, generation, folder), pair, console).rows
+    write_whole(table, json.dumps(plain(rows)) + "\n")
+
+
+# ---- the other half of the pair -------------------------------------------------------------------------------
+
+
+def trained_slm(options: Options, console: Console) -> None:
+    """The SLM after as many steps on its forking tokens as the arms had."""
+    folder = options.work / "slm"
+    if not (folder / "model").exists():
+        planned = planned_run("slm", "top_entropy:0.2", 0, tuned_rate(), options.work)
+        train_rl(replace(planned.options, model="embedded:slm", out=folder), console)
+
+
+def trained_router(options: Options, console: Console) -> None:
+    """Routers of the SLM as it ships and of the trained one, from as many labels."""
+    for name, slm in (("slm", "embedded:slm"), ("slm_on_forks", str(options.work / "slm" / "model"))):
+        folder = options.work / "routers" / name
+        if (folder / "router.safetensors").exists():
+            continue
+        models = ModelOptions(slm=slm, threads=1)
+        greedy, sampled = (options.work / "router_labels" / name / draft for draft in ("greedy", "sampled"))
+        label.run(label.LabelOptions(num=ROUTER_NUM, out=greedy, models=models), console)
+        label.run(
+            label.LabelOptions(traces=greedy / RESPONSES, draft="sampled", out=sampled, models=models),
+            console,
+        )
+        wanted = train_router.TrainRouterOptions(
+            labels=(greedy, sampled),
+            training=TrainingOptions(epochs=12),
+            thresholds=ThresholdOptions(
+                share=SHARES, recall=(0.9,), temperature=(1.0,), default_share=SHARES[-1]
+            ),
+            models=models,
+            out=folder,
+        )
+        train_router.run(wanted, console)
+
+
+def labels(options: Options, console: Console) -> None:
+    """Where the SLM parts from each LLM on test problems, and how much of that the router that ships finds."""
+    forks = str(options.rlvr / "top20_0" / "model")
+    found: dict[str, Any] = {}
+    for name, llm in (("llm", "embedded:llm"), ("base", "embedded:base"), ("base on forks", forks)):
+        models = ModelOptions(llm=llm, threads=1)
+        folder = options.work / "labels" / name.replace(" ", "_")
+        pair = models.load()
+        asked = label.LabelOptions(num=LABELLED, split="test", seed=SEED, out=folder, models=models)
+        label.run(asked, console, pair)
+        found[name] = [each.as_json() for each in quality_of(folder, pair, options.work)]
+    write_whole(options.work / "labels.json", json.dumps(plain(found), indent=1) + "\n")
+
+
+def quality_of(folder: Path, pair: ModelPair, work: Path) -> list[Any]:
+    """Of the router that ships, on all labels of a folder."""
+    network = open_router(embedded_router()).on("cpu")
+    examples = gather([folder], pair.vocab_size, work / "examples")
+    index_N = np.arange(len(examples))
+    logit_N = predict(network, examples, index_N, embedding_of(pair, network.shape))
+    return qualities(examples, index_N, 1 / (1 + np.exp(-logit_N)), "divergent", Resampling(300, SEED))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Options, description=__doc__))
