@@ -112,7 +112,7 @@ def main(options: Options) -> None:
         # Below, so that drawing needs nothing of it.
         from test_time_scaling_report import report
 
-        report(options.work, options.out, console)
+        report(list(arms(options)), options.work, options.out, console)
     elif options.stage == "train":
         trained_slm(options, console)
         trained_router(options, console)

@@ -1,0 +1,412 @@
+"""Tables and pictures of what `test_time_scaling.py` drew."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from navtoken.analysis.plain import plain
+from navtoken.commands.scale import MEASUREMENTS
+from navtoken.commands.scale_page import Scaled, budget_sections, costs_section, samples_section
+from navtoken.evaluation.measurements import ByProblem, Measurements, Setting
+from navtoken.evaluation.metrics import Row
+from navtoken.evaluation.scaling import Resampling
+from navtoken.report import Curve, CurvesSection, PanelsSection, write_svg
+from navtoken.report.figure import Drawn
+from navtoken.report.markup import write_whole
+from navtoken.trace import read_traces
+
+RESAMPLING = Resampling(2000, 0)
+ROUTERS = ("router 10%", "router 15%", "router 20%")
+SEEDS = (0, 1, 2)
+
+GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "policies": {name: [name] for name in ("slm", *ROUTERS, "hindsight", "speculative", "llm")},
+    "training": {
+        "base": ["base on countdown"],
+        "all tokens": [f"all {seed} on countdown" for seed in SEEDS],
+        "top 20 %": [f"top20 {seed} on countdown" for seed in SEEDS],
+        "random 20 %": [f"random20 {seed} on countdown" for seed in SEEDS],
+    },
+    "families": {
+        "base": ["base on all"],
+        "all tokens": ["all 0 on all"],
+        "top 20 %": ["top20 0 on all"],
+        "random 20 %": ["random20 0 on all"],
+    },
+    "halves": {
+        "base": ["base on all"],
+        **{f"{router}, base": [f"{router} with base"] for router in ROUTERS},
+        "base on forks": ["top20 0 on all"],
+        **{f"{router}, base on forks": [f"{router} with forks"] for router in ROUTERS},
+        "slm": ["slm"],
+        **{f"own {router}, slm": [f"own {router} of slm"] for router in ROUTERS},
+        "slm on forks": ["slm on forks"],
+        **{f"own {router}, slm on forks": [f"own {router} of slm on forks"] for router in ROUTERS},
+        "llm": ["llm"],
+    },
+}
+"""By question: name in the tables -> arms, over which each problem's figures are averaged (seeds of one training)."""
+COMPARED = {
+    "policies": [
+        *((router, "llm") for router in ROUTERS),
+        ("hindsight", "llm"),
+        ("speculative", "llm"),
+        ("slm", "llm"),
+    ],
+    "training": [
+        *((arm, "base") for arm in ("all tokens", "top 20 %", "random 20 %")),
+        ("top 20 %", "all tokens"),
+        ("random 20 %", "all tokens"),
+    ],
+    "families": [(arm, "base") for arm in ("all tokens", "top 20 %", "random 20 %")],
+    "halves": [
+        ("base on forks", "base"),
+        ("slm on forks", "slm"),
+        *((f"{router}, base on forks", f"{router}, base") for router in ROUTERS),
+        *((f"own {router}, slm on forks", f"own {router}, slm") for router in ROUTERS),
+    ],
+}
+"""By question: (one, another), whose differences are told."""
+TITLES = {
+    "policies": "Policies of the pair, mean of three families",
+    "training": "Training from the base, on countdown, mean of three seeds",
+    "families": "The same, seed 0, mean of three families",
+    "halves": "Routing with trained models, mean of three families",
+}
+
+
+class Named(Protocol):
+    """An arm as the study names it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def folder(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """Figures of one question."""
+
+    rows: list[Row]
+    differences: list[Row]
+    shares: dict[str, Row]
+    """LLM shares, by name, and those of one less another."""
+
+    def scaled(self, names: Sequence[str] | None = None) -> Scaled:
+        rows = [row for row in self.rows if names is None or row["policy"] in names]
+        return Scaled(rows, [], {}, {})
+
+
+def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> None:
+    """Write `scale.json`, `table.md`, `readme.md` and the pictures into `out`."""
+    folders = {arm.name: work / "arms" / arm.folder for arm in arms}
+    found = {question: of_question(question, folders) for question in GROUPS}
+    labels = json.loads((work / "labels.json").read_text())
+    kept = {
+        question: {
+            "rows": [_figures(row) for row in each.rows if row["budget"] is None or row["k"] in (1, 16)],
+            "differences": [_figures(row) for row in each.differences],
+            "shares": {name: _figures(row) for name, row in each.shares.items()},
+        }
+        for question, each in found.items()
+    }
+    provenance = {name: _provenance(folder) for name, folder in folders.items()}
+    result = plain({**kept, "labels": labels, "provenance": provenance})
+    write_whole(out / "scale.json", json.dumps(result) + "\n")
+    text = markdown(found, labels)
+    write_whole(out / "table.md", text)
+    write_whole(out / "readme.md", _table(found["policies"], short=True) + "\n")
+    for name, (section, columns) in pictures(found).items():
+        write_svg(section, out / f"{name}.svg", columns=columns)
+    console.print(text, markup=False)
+
+
+def of_question(question: str, folders: Mapping[str, Path]) -> Found:
+    names = GROUPS[question]
+    asked = dict.fromkeys(arm for arms in names.values() for arm in arms)
+    read = {arm: Measurements.read(folders[arm] / MEASUREMENTS) for arm in asked}
+    together = averaged(names, read)
+    differences = [
+        row
+        for one, other in COMPARED[question]
+        for row in averaged({each: names[each] for each in (other, one)}, read).differences(RESAMPLING)
+        if row["budget"] is None
+    ]
+    return Found(together.rows(RESAMPLING), differences, llm_shares(question, folders))
+
+
+def averaged(names: Mapping[str, Sequence[str]], read: Mapping[str, Measurements]) -> Measurements:
+    """Under each name the problem-by-problem mean of its arms."""
+    values: dict[Setting, ByProblem] = {}
+    for name, arms in names.items():
+        for setting in read[arms[0]].values:
+            runs = [read[arm].values[setting._replace(policy=_policy(read[arm]))] for arm in arms]
+            values[setting._replace(policy=name)] = _mean(runs)
+    samples = {name: min(min(read[arm].num_samples.values()) for arm in arms) for name, arms in names.items()}
+    return Measurements(values, samples)
+
+
+def _policy(measured: Measurements) -> str:
+    (policy,) = measured.policies
+    return policy
+
+
+def _mean(runs: Sequence[ByProblem]) -> ByProblem:
+    if any(run.keys() != runs[0].keys() for run in runs):
+        raise ValueError("runs of one arm answered different problems; draw them again with one seed and num")
+    return {
+        problem: {name: fmean(run[problem][name] for run in runs) for name in own}
+        for problem, own in runs[0].items()
+    }
+
+
+# ---- LLM shares -----------------------------------------------------------------------------------------------
+
+
+def llm_shares(question: str, folders: Mapping[str, Path]) -> dict[str, Row]:
+    """Share of the tokens that the LLM wrote, mean of the tasks, with an interval over problems; and of one less another."""
+    counted = {
+        name: _written(folders[arms[0]])
+        for name, arms in GROUPS[question].items()
+        if len(arms) == 1 and "router" in name
+    }
+    shares: dict[str, Row] = {name: _interval([tasks]) for name, tasks in counted.items()}
+    for one, other in COMPARED[question]:
+        if one in counted and other in counted:
+            shares[f"{one} less {other}"] = _interval([counted[one], counted[other]])
+    return shares
+
+
+Written = dict[str, NDArray[np.float64]]
+"""Task -> (problems, 2): tokens that the LLM wrote, and all, of a problem's responses. Problems in the order of their names."""
+
+
+def _written(folder: Path) -> Written:
+    tasks: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+    for trace in read_traces(folder, columns=()):
+        own = tasks[trace.task][trace.problem_id]
+        own[0] += int(np.sum(np.asarray(trace.writer) == 1))
+        own[1] += len(trace.response_ids)
+    return {task: np.array([own[name] for name in sorted(own)], dtype=float) for task, own in tasks.items()}
+
+
+def _interval(written: Sequence[Written]) -> Row:
+    """Of one arm's share, or of a first one's less a second one's on the same problems."""
+    rng = np.random.default_rng(RESAMPLING.seed)
+    values, resampled = [], []
+    for task in written[0]:
+        size = len(written[0][task])
+        weights_RP = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLING.num)
+        own = [arm[task] for arm in written]
+        values.append(_less([counts.sum(0) for counts in own]))
+        resampled.append(_less([weights_RP @ counts for counts in own]))
+    low, high = np.quantile(np.mean(resampled, 0), [0.025, 0.975])
+    return {"share": float(np.mean(values)), "share_low": float(low), "share_high": float(high)}
+
+
+def _less(counts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    shares = [each[..., 0] / each[..., 1] for each in counts]
+    return np.asarray(shares[0] if len(shares) == 1 else shares[0] - shares[1])
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------
+
+
+def markdown(found: Mapping[str, Found], labels: Mapping[str, list[Row]]) -> str:
+    """Every question's table and differences, and what the router finds of the labels."""
+    parts = [
+        "Drawn at T = 1; percentages with 95 % bootstrap intervals over problems. Tokens and FLOPs per problem at that k."
+    ]
+    for question, each in found.items():
+        parts += [f"## {TITLES[question]}", _table(each), _differences(each)]
+    parts += [
+        "## Labels on test problems: where the SLM parts from each LLM, and what the router that ships finds",
+        _labels(labels),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(found: Found, short: bool = False) -> str:
+    shown = (
+        "policy",
+        "avg",
+        "pass@4",
+        "pass@16",
+        "pass@64",
+        "maj@16",
+        "maj@64",
+        "answers@16",
+        "LLM share",
+        "tokens@16",
+        "FLOPs@16 (M)",
+    )
+    lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
+    whole = {(row["policy"], row["k"]): row for row in found.scaled().whole}
+    for name in dict.fromkeys(policy for policy, _ in whole):
+        few = whole[name, 16]
+        cells = [
+            _spread(few, "avg", short),
+            *(_spread(whole.get((name, k)), "pass", short) for k in (4, 16, 64)),
+            *(_spread(whole.get((name, k)), "maj", short) for k in (16, 64)),
+            f"{few['distinct']:.2f}",
+            _spread(found.shares.get(name), "share", short),
+            f"{few['tokens']:,.0f}",
+            f"{few['flops'] / 1e6:,.0f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _differences(found: Found) -> str:
+    shown = (
+        "difference (points)",
+        "avg",
+        "pass@16",
+        "pass@64",
+        "maj@16",
+        "maj@64",
+        "answers@16",
+        "LLM share",
+    )
+    lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
+    rows = {(row["policy"], row["less"], row["k"]): row for row in Scaled.over_tasks(found.differences)}
+    for one, other in dict.fromkeys((one, other) for one, other, _ in rows):
+        at = {k: rows.get((one, other, k)) for k in (16, 64)}
+        cells = [
+            _spread(at[16], "avg"),
+            *(_spread(at[k], "pass") for k in (16, 64)),
+            *(_spread(at[k], "maj") for k in (16, 64)),
+            _spread(at[16], "distinct", scale=1),
+            _spread(found.shares.get(f"{one} less {other}"), "share"),
+        ]
+        lines.append(f"| {one} less {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _spread(row: Mapping[str, Any] | None, name: str, short: bool = False, scale: float = 100) -> str:
+    """A figure with its interval; an en dash where there is none."""
+    if row is None or not isfinite(row[name]):
+        return "–"
+    value, low, high = (scale * row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    digits = 1 if scale == 100 else 2
+    return f"{value:.{digits}f}" + ("" if short else f" ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def _labels(labels: Mapping[str, list[Row]]) -> str:
+    lines = [
+        "| LLM | labelled tokens | divergent (%) | ROC area of the router | of entropy | found in the top 20 % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, qualities in labels.items():
+        whole = qualities[0]
+        cells = [
+            f"{whole['num_tokens']:,}",
+            _ends(whole["share"], 100),
+            _ends(whole["router"]["roc"]),
+            _ends(whole["entropy"]["roc"]),
+            _ends(whole["router_recall"][whole["shares"].index(0.2)], 100),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ends(interval: Mapping[str, float], scale: float = 1) -> str:
+    digits = 1 if scale == 100 else 3
+    return "{:.{d}f} ({:.{d}f} to {:.{d}f})".format(
+        *(scale * interval[end] for end in ("value", "low", "high")), d=digits
+    )
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------
+
+
+def pictures(found: Mapping[str, Found]) -> dict[str, tuple[Drawn, int]]:
+    """By file name: one per question, and its columns."""
+    alone = found["policies"].scaled(["slm", *ROUTERS, "llm"])
+    costs = costs_section(found["policies"].scaled())
+    kept = [panel for panel in costs.panels if "FLOPs" in panel.title or "bytes" in panel.title]
+    return {
+        "samples": (samples_section(alone), 3),
+        "tokens": (budget_sections(alone)[0], 3),
+        "cost": (replace(costs, panels=kept), 2),
+        "training": (samples_section(found["training"].scaled()), 3),
+        "diversity": (diversity(found), 2),
+        "halves": (halves(found), 1),
+    }
+
+
+def diversity(found: Mapping[str, Found]) -> PanelsSection:
+    """Different answers among k samples."""
+    panels = []
+    for question, title in (("policies", "policies"), ("training", "training, countdown")):
+        rows = found[question].scaled().whole
+        curves = [
+            _curve(name, [row for row in rows if row["policy"] == name], "k", "distinct", 1)
+            for name in dict.fromkeys(row["policy"] for row in rows)
+        ]
+        panels.append(
+            CurvesSection(
+                f"different answers, {title}",
+                curves,
+                "samples k (log scale)",
+                "answers",
+                x_ticks=(1, 4, 16, 64),
+                x_log=True,
+                band=True,
+            )
+        )
+    return PanelsSection("Different answers among k samples", panels)
+
+
+def halves(found: Mapping[str, Found]) -> CurvesSection:
+    """Accuracy against the share that the LLM came to write, a line per pair."""
+    lines = {
+        "LLM as it ships": ("policies", "slm", ROUTERS),
+        "LLM: base": ("halves", "slm", tuple(f"{router}, base" for router in ROUTERS)),
+        "LLM: base on forks": ("halves", "slm", tuple(f"{router}, base on forks" for router in ROUTERS)),
+        "SLM, own router": ("halves", "slm", tuple(f"own {router}, slm" for router in ROUTERS)),
+        "SLM on forks, own router": ("halves", "slm on forks", tuple(f"own {router}, slm on forks" for router in ROUTERS)),
+    }  # fmt: skip
+    curves = []
+    for name, (question, alone, routers) in lines.items():
+        own = found[question]
+        rows = {row["policy"]: row for row in own.scaled().whole if row["k"] == 16}
+        placed = [rows[each] | own.shares.get(each, {"share": 0.0}) for each in (alone, *routers)]
+        curves.append(_curve(name, placed, "share", "avg", 100))
+    return CurvesSection(
+        "Accuracy of one response against the share that the LLM wrote",
+        curves,
+        "tokens that the LLM wrote (%)",
+        "right",
+        y_percent=True,
+        band=True,
+    )
+
+
+def _curve(name: str, rows: Sequence[Row], x: str, y: str, scale: float) -> Curve:
+    return Curve(
+        name,
+        [scale * row[x] for row in rows],
+        *([row[f"{y}{end}"] for row in rows] for end in ("", "_low", "_high")),
+    )
+
+
+def _figures(row: Mapping[str, Any]) -> Row:
+    """In five digits: the file is committed."""
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _provenance(folder: Path) -> Row:
+    """What an arm's responses came from; its long lists are the traces'."""
+    return dict(Measurements.read(folder / MEASUREMENTS).provenance)
