@@ -28,7 +28,9 @@ ARMS = {
 FOUR = ("all", "top20", "bottom80", "random20")
 RHO = ("top10", "top20", "top50", "all")
 TESTS = ("countdown", "countdown, greedy", "knights", "arithmetic")
-LONGER = "_longer"
+LONGER, AGAIN = "_longer", "_again"
+SUFFIXES = {"": "", AGAIN: ", run again", LONGER: ", longer"}
+"""Of names of runs: the same training on another machine, and what went on from there with a larger length limit."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,18 @@ def report(runs_folder: Path, out: Path, console: Console) -> None:
 
 
 def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by arm, those with a larger length limit as arms of their own; by seed."""
+    """Runs by arm, those run again and those with a larger length limit as arms of their own; by seed."""
     found: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run["seed"]):
-        arm = run["name"].replace(LONGER, "").rpartition("_")[0]
-        found[arm + (LONGER if LONGER in run["name"] else "")].append(run)
+        name, suffix = _parted(run["name"])
+        found[name.rpartition("_")[0] + suffix].append(run)
     return dict(found)
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """A run's or an arm's name without its suffix, and that."""
+    suffix = next((each for each in (AGAIN, LONGER) if name.endswith(each)), "")
+    return name.removesuffix(suffix), suffix
 
 
 # ---- figures --------------------------------------------------------------------------------------------------
@@ -109,7 +117,7 @@ def summary(arms: Mapping[str, Sequence[Run]], base: Run | None) -> dict[str, An
             "overlap": [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]],
             "revisions": sorted({str(run["provenance"]["git_revision"]) for run in runs}),
         }
-        if (control := _control(arm)) != arm and control in arms:
+        for control in _controls(arm, arms):
             own = {test: difference(runs, arms[control], test) for test in TESTS}
             found["differences"][f"{arm} - {control}"] = {
                 test: vars(each) | {"error": each.error} for test, each in own.items()
@@ -130,7 +138,7 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
         lines.append(_line("base", "–", *cells, "–", f"{base['test']['countdown']['mean_length']:.0f}", "–"))
     for arm in (name for name in _ordered(arms)):
         runs = arms[arm]
-        control = _control(arm)
+        control = _all_tokens(arm)
         compared = control != arm and control in arms
         versus = _versus(difference(runs, arms[control], "countdown")) if compared else "–"
         overlaps = [run["drift"][-1]["overlap"]["value"] for run in runs if run["drift"]]
@@ -146,10 +154,22 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
     ]
     return (
         "Accuracy in percent on test problems after training on countdown, mean over seeds (smallest to largest); `less all` with the "
-        "standard error over problems and seeds.\n\n"
+        "standard error over problems and seeds, of arms run again or longer less `all` of the same.\n\n"
         + "\n".join(lines)
+        + _longer_markdown(arms)
         + f"\n\nTuning of the learning rate on arm `all`, held-out accuracy at T = 1: {'; '.join(tuned)}.\n"
     )
+
+
+def _longer_markdown(arms: Mapping[str, Sequence[Run]]) -> str:
+    """What going on with a larger length limit changed, by arm."""
+    told = []
+    for arm in (each for each in _ordered(arms) if each.endswith(LONGER)):
+        for before in (each for each in _before(arm) if each in arms):
+            gained = [_versus(difference(arms[arm], arms[before], test)) for test in TESTS[:2]]
+            told.append(f"{_named(arm)} less {_named(before)} {gained[0]}, greedy {gained[1]}")
+            break
+    return f"\n\nWhat going on gained on countdown, points: {'; '.join(told)}." if told else ""
 
 
 def readme_markdown(arms: Mapping[str, Sequence[Run]], base: Run | None) -> str:
@@ -178,18 +198,32 @@ def _versus(found: Difference) -> str:
     return f"{100 * found.value:+.1f} ± {100 * found.error:.1f}"
 
 
-def _control(arm: str) -> str:
-    """All tokens, at the arm's own length limit."""
-    return "all" + LONGER if LONGER in arm else "all"
+def _all_tokens(arm: str) -> str:
+    """All tokens, with the arm's own suffix."""
+    return "all" + _parted(arm)[1]
+
+
+def _before(arm: str) -> list[str]:
+    """What an arm was before: a longer one the runs that it went on from, which are those run again where there are such."""
+    name, suffix = _parted(arm)
+    return {AGAIN: [name], LONGER: [name + AGAIN, name]}.get(suffix, [])
+
+
+def _controls(arm: str, arms: Mapping[str, Any]) -> list[str]:
+    """Arms that one is held against."""
+    before = [each for each in _before(arm) if each in arms]
+    all_tokens = [_all_tokens(arm)] if _all_tokens(arm) != arm else []
+    return [each for each in (*all_tokens, *before[:1]) if each in arms]
 
 
 def _ordered(arms: Mapping[str, Any]) -> list[str]:
-    known = [name + suffix for suffix in ("", LONGER) for name in ARMS]
+    known = [name + suffix for suffix in SUFFIXES for name in ARMS]
     return [name for name in known if name in arms]
 
 
 def _named(arm: str) -> str:
-    return ARMS[arm.replace(LONGER, "")] + (", longer" if LONGER in arm else "")
+    name, suffix = _parted(arm)
+    return ARMS[name] + SUFFIXES[suffix]
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------

@@ -43,12 +43,29 @@ def test_a_difference_is_taken_problem_by_problem_over_the_seeds_that_both_have(
 
 
 def test_runs_go_to_their_arms() -> None:
-    names = ("all_0", "top20_1", "top20_0", "all_0_longer")
+    names = ("all_0", "top20_1", "top20_0", "all_0_longer", "all_0_again")
     arms = rlvr_report.by_arm([run(name, int(name.split("_")[1]), {"a": 1.0}) for name in names])
     assert {arm: [each["seed"] for each in runs] for arm, runs in arms.items()} == {
         "all": [0],
         "top20": [0, 1],
         "all_longer": [0],
+        "all_again": [0],
+    }
+
+
+def test_what_went_on_is_held_against_what_it_went_on_from() -> None:
+    runs = [
+        run("all_0", 0, {"a": 0.1}),
+        run("all_0_again", 0, {"a": 0.3}),
+        run("all_0_longer", 0, {"a": 0.8}),
+    ]
+    for each in runs:
+        each |= {"drift": [], "provenance": {"git_revision": "r"}}
+        each["test"] = dict.fromkeys(rlvr_report.TESTS, each["test"]["countdown"])
+    found = rlvr_report.summary(rlvr_report.by_arm(runs), None)["differences"]
+    assert {name: round(each["countdown"]["value"], 3) for name, each in found.items()} == {
+        "all_again - all": 0.2,
+        "all_longer - all_again": 0.5,
     }
 
 
