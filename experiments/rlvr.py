@@ -26,6 +26,7 @@ from rich.console import Console
 from navtoken.checkpoints import ModelPair, load_model
 from navtoken.engine import Engine, EngineOptions
 from navtoken.policies.rules import LLMPolicy
+from navtoken.provenance import provenance
 from navtoken.report.markup import write_whole
 from navtoken.rlvr.held_out import HeldOut, HeldOutOptions
 from navtoken.rlvr.journal import Journal
@@ -103,6 +104,8 @@ def main(options: Options) -> None:
     part, _, parts = options.part.partition("/")
     for planned in list(_runs(options.stage, options.work))[int(part) :: int(parts)]:
         _run(planned, console)
+        if options.stage == "length":
+            _tested_longer(planned, console)
 
 
 def _runs(stage: Stage, work: Path) -> Iterator[Planned]:
@@ -194,6 +197,25 @@ def _run(planned: Planned, console: Console) -> None:
         "test": tested,
         "seconds_of_last_start": round(perf_counter() - started),
         "provenance": result["provenance"],
+    }
+    write_whole(path, json.dumps(record, default=str) + "\n")
+
+
+def _tested_longer(longer: Planned, console: Console) -> None:
+    """What a run goes on from, with the larger length limit: so much does the limit alone."""
+    start = longer.options.continue_from
+    assert start is not None
+    path = RUNS / f"{start.name}_limit.json"
+    if path.exists():
+        return
+    console.print(f"{start.name}: tested with {LONGER_TOKENS} tokens")
+    record = {
+        "name": path.stem,
+        "select": longer.options.selection.select,
+        "seed": longer.options.seed,
+        "drift": [],
+        "test": test(str(start / "model"), longer.options),
+        "provenance": provenance({}, model=str(start / "model"), max_tokens=LONGER_TOKENS),
     }
     write_whole(path, json.dumps(record, default=str) + "\n")
 

@@ -28,9 +28,14 @@ ARMS = {
 FOUR = ("all", "top20", "bottom80", "random20")
 RHO = ("top10", "top20", "top50", "all")
 TESTS = ("countdown", "countdown, greedy", "knights", "arithmetic")
-LONGER, AGAIN = "_longer", "_again"
-SUFFIXES = {"": "", AGAIN: ", run again", LONGER: ", longer"}
-"""Of names of runs: the same training on another machine, and what went on from there with a larger length limit."""
+AGAIN, LIMIT, LONGER = "_again", "_limit", "_longer"
+SUFFIXES = {
+    "": "",
+    AGAIN: ", run again",
+    LIMIT: ", tested with the larger limit",
+    LONGER: ", gone on with it",
+}
+"""Of names of runs: the same training on another machine; the same runs tested with a larger length limit; trained on with it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _parted(name: str) -> tuple[str, str]:
     """A run's or an arm's name without its suffix, and that."""
-    suffix = next((each for each in (AGAIN, LONGER) if name.endswith(each)), "")
+    suffix = next((each for each in SUFFIXES if each and name.endswith(each)), "")
     return name.removesuffix(suffix), suffix
 
 
@@ -154,7 +159,7 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
     ]
     return (
         "Accuracy in percent on test problems after training on countdown, mean over seeds (smallest to largest); `less all` with the "
-        "standard error over problems and seeds, of arms run again or longer less `all` of the same.\n\n"
+        "standard error over problems and seeds, of arms with something added to their name less `all` with the same.\n\n"
         + "\n".join(lines)
         + _longer_markdown(arms)
         + f"\n\nTuning of the learning rate on arm `all`, held-out accuracy at T = 1: {'; '.join(tuned)}.\n"
@@ -164,12 +169,12 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
 def _longer_markdown(arms: Mapping[str, Sequence[Run]]) -> str:
     """What going on with a larger length limit changed, by arm."""
     told = []
-    for arm in (each for each in _ordered(arms) if each.endswith(LONGER)):
+    for arm in (each for each in _ordered(arms) if _parted(each)[1] in (LIMIT, LONGER)):
         for before in (each for each in _before(arm) if each in arms):
             gained = [_versus(difference(arms[arm], arms[before], test)) for test in TESTS[:2]]
             told.append(f"{_named(arm)} less {_named(before)} {gained[0]}, greedy {gained[1]}")
             break
-    return f"\n\nWhat going on gained on countdown, points: {'; '.join(told)}." if told else ""
+    return f"\n\nOn countdown, points: {'; '.join(told)}." if told else ""
 
 
 def readme_markdown(arms: Mapping[str, Sequence[Run]], base: Run | None) -> str:
@@ -204,9 +209,9 @@ def _all_tokens(arm: str) -> str:
 
 
 def _before(arm: str) -> list[str]:
-    """What an arm was before: a longer one the runs that it went on from, which are those run again where there are such."""
+    """What an arm was before it was run again, or went on: what it went on from is tested with its own limit."""
     name, suffix = _parted(arm)
-    return {AGAIN: [name], LONGER: [name + AGAIN, name]}.get(suffix, [])
+    return {AGAIN: [name], LIMIT: [name + AGAIN, name], LONGER: [name + LIMIT]}.get(suffix, [])
 
 
 def _controls(arm: str, arms: Mapping[str, Any]) -> list[str]:

@@ -54,18 +54,16 @@ def test_runs_go_to_their_arms() -> None:
 
 
 def test_what_went_on_is_held_against_what_it_went_on_from() -> None:
-    runs = [
-        run("all_0", 0, {"a": 0.1}),
-        run("all_0_again", 0, {"a": 0.3}),
-        run("all_0_longer", 0, {"a": 0.8}),
-    ]
+    accuracies = {"all_0": 0.1, "all_0_again": 0.3, "all_0_limit": 0.4, "all_0_longer": 0.9}
+    runs = [run(name, 0, {"a": accuracy}) for name, accuracy in accuracies.items()]
     for each in runs:
         each |= {"drift": [], "provenance": {"git_revision": "r"}}
         each["test"] = dict.fromkeys(rlvr_report.TESTS, each["test"]["countdown"])
     found = rlvr_report.summary(rlvr_report.by_arm(runs), None)["differences"]
     assert {name: round(each["countdown"]["value"], 3) for name, each in found.items()} == {
         "all_again - all": 0.2,
-        "all_longer - all_again": 0.5,
+        "all_limit - all_again": 0.1,
+        "all_longer - all_limit": 0.5,
     }
 
 
