@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
 
-.PHONY: demo test test-slow check bench pair router clean
+.PHONY: demo test test-slow check reference docs bench pair router clean
 
 demo: $(STAMPS)/run
 	$(BIN)/navtoken demo $(ARGS)
@@ -27,6 +27,15 @@ check: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/command_pages.py --check
+
+# docs/commands/ from the options' dataclasses.
+reference: $(STAMPS)/run
+	$(BIN)/python docs/command_pages.py
+
+# The documentation site, into build/site. Material's notice about its successor is not about this build.
+docs: $(STAMPS)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 # Speed, memory and scaling, each against a peer or a limit, into benchmarks/results/; the machine should do nothing else.
 bench: $(STAMPS)/run
@@ -69,7 +78,14 @@ $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
 	@echo "installing navtoken with its development tools into .venv (once)"
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(STAMPS)/run
+	@touch $@ $(STAMPS)/run $(STAMPS)/docs
+
+# The site is made of text; without what navtoken itself needs it is there in seconds.
+$(STAMPS)/docs: constraints.txt pyproject.toml
+	@echo "installing the site's tools into .venv (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) 'mkdocs-material>=9.6,<10'
+	@mkdir -p $(STAMPS) && touch $@
 
 clean:
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

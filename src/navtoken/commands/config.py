@@ -4,7 +4,9 @@ Fields of nested option groups are named without their group, on the command lin
 (`temperature: 0.6`); so names are unique within a command.
 """
 
+import argparse
 import types
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,6 +16,8 @@ import tyro
 import yaml
 
 Options = TypeVar("Options")
+NAMING = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+"""How flags are named after fields."""
 
 
 class ConfigError(ValueError):
@@ -42,9 +46,28 @@ def parse_invocation(kind: type[Any], command: str, args: Sequence[str]) -> Invo
         description=kind.__doc__,
         default=Invocation(_without_lists(base)),
         args=list(args),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=NAMING,
     )
     return replace(parsed, options=_with_lists(parsed.options, base))
+
+
+def defaults(kind: type[Any]) -> Invocation[Any]:
+    """What a command takes where nothing is said; `tyro.MISSING` stands where something must be."""
+    return Invocation(_blank(kind))
+
+
+def argument_parser(kind: type[Any], command: str) -> argparse.ArgumentParser:
+    """The flags of `parse_invocation` with their help; an action's `dest` is the path of its field in `defaults`."""
+    with warnings.catch_warnings():
+        # Deprecated without a successor: what tyro keeps of its parser besides has no public name at all.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return tyro.extras.get_parser(
+            Invocation[kind],  # type: ignore[valid-type]
+            prog=f"navtoken {command}",
+            description=kind.__doc__,
+            default=Invocation(_without_lists(_blank(kind))),
+            config=NAMING,
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:
