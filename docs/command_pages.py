@@ -11,7 +11,7 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
@@ -26,6 +26,10 @@ from navtoken.report.markup import write_whole
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "commands"
 MARK = "<!-- Made by `make reference` from the options' dataclasses; change those. -->"
+COLUMNS = ("option", "default", "meaning")
+CONFIG = """\
+In the file of `--config` an option is named as its flag, with underscores and without the dashes in front
+(`max_tokens: 512`); a list stands for a repeated option."""
 OWN = "options."
 """Begins the path of an option that is the command's own, and not one that every command takes."""
 
@@ -124,10 +128,11 @@ def _option(action: argparse.Action, given: Invocation[Any]) -> Option:
 
 
 def _value(metavar: str, default: Any) -> str:
-    """tyro's word for a type, without the None that the column of defaults shows already."""
+    """tyro's word for a type, without the None that the column of defaults shows already, and each word once."""
     if default is None:
         metavar = metavar.replace("{None}|", "").replace("{None,", "{")
-    return metavar.replace("|", " or ")
+    metavar = re.sub(r"\[(.+) \[\1 \.\.\.\]\]", r"[\1 ...]", metavar)
+    return re.sub(r"^\[(\[.*\])\]$", r"\1", metavar).replace("|", " or ")
 
 
 def readme_examples(readme: str) -> dict[str, str]:
@@ -145,7 +150,7 @@ def page(name: str, kind: type[Any], groups: list[Group], example: str) -> str:
     parts = [f"# navtoken {name}", MARK, escaped(inspect.cleandoc(kind.__doc__ or "")), f"    {usage}"]
     for group in groups:
         parts += [f"## {_title(group)}", *([escaped(group.meaning)] if group.meaning else [])]
-        parts += ["\n".join(["| option | default | what it says |", "| --- | --- | --- |", *_rows(group)])]
+        parts.append(_table(*COLUMNS, rows=_rows(group.options)))
     if example:
         parts += ["## Example", "\n".join(f"    {line}" for line in example.splitlines())]
     return "\n\n".join(parts) + "\n"
@@ -160,12 +165,13 @@ def _title(group: Group) -> str:
     return (group.title or "options").capitalize()
 
 
-def _rows(group: Group) -> Iterator[str]:
-    for option in group.options:
+def _rows(options: list[Option]) -> Iterator[str]:
+    for option in options:
         names = ", ".join(f"`{flag}`" for flag in option.flags)
         shown = " ".join([*([names] if names else []), *([f"`{option.value}`"] if option.value else [])])
-        anchor = f'<a id="{option.flags[0]}"></a>' if option.flags else ""
-        cells = (f"{anchor}{shown}", _default(option.default), escaped(option.meaning))
+        # A heading, so that the site's search finds the option itself.
+        name = f'<h4 id="{option.flags[0] if option.flags else option.value}">{shown}</h4>'
+        cells = (name, _default(option.default), escaped(option.meaning))
         yield f"| {' | '.join(cells)} |"
 
 
@@ -192,44 +198,31 @@ def overview(groups: dict[str, list[Group]]) -> str:
         for option in (option for group in each for option in group.options if option.is_own):
             for flag in option.flags:
                 takers.setdefault(flag, []).append(f"[{name}]({name}.md#{option.flags[0]})")
-    commands = (f"| [{name}]({name}.md) | {escaped(each.summary)} |" for name, each in COMMANDS.items())
-    everywhere = {
+    commands = [f"| [{name}]({name}.md) | {escaped(each.summary)} |" for name, each in COMMANDS.items()]
+    common = {
         option.flags: option
         for each in groups.values()
         for group in each
         for option in group.options
         if not option.is_own
     }
-    everywhere_rows = _rows(Group("", "", list(everywhere.values())))
-    return (
-        "\n\n".join(
-            [
-                "# Commands",
-                MARK,
-                "\n".join(["| `navtoken` | what it does |", "| --- | --- |", *commands]),
-                "## Every command takes",
-                "\n".join(
-                    [
-                        "| option | default | what it says |",
-                        "| --- | --- | --- |",
-                        *everywhere_rows,
-                        "| `-h`, `--help` |  | Show the options and leave. |",
-                    ]
-                ),
-                "In the file of `--config` an option is named as its flag, with underscores and without the dashes in front (`max_tokens: 512`); "
-                "a list stands for a repeated option.",
-                "## All options",
-                "\n".join(
-                    [
-                        "| option | of |",
-                        "| --- | --- |",
-                        *(f"| `{flag}` | {', '.join(takers[flag])} |" for flag in sorted(takers)),
-                    ]
-                ),
-            ]
-        )
-        + "\n"
-    )
+    everywhere = [*_rows(list(common.values())), "| `-h`, `--help` |  | Show the options and leave. |"]
+    takers_rows = [f"| `{flag}` | {', '.join(takers[flag])} |" for flag in sorted(takers)]
+    parts = [
+        "# Commands",
+        MARK,
+        _table("`navtoken`", "what it does", rows=commands),
+        "## Every command takes",
+        _table(*COLUMNS, rows=everywhere),
+        CONFIG,
+        "## All options",
+        _table("option", "of", rows=takers_rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(*columns: str, rows: Iterable[str]) -> str:
+    return "\n".join([f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}", *rows])
 
 
 if __name__ == "__main__":
