@@ -80,11 +80,11 @@ $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(STAMPS)/run $(STAMPS)/docs
 
-# The site is made of text; without what navtoken itself needs it is there in seconds.
+# The site is made of files; it needs nothing of what navtoken itself needs.
 $(STAMPS)/docs: constraints.txt pyproject.toml
 	@echo "installing the site's tools into .venv (once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) 'mkdocs-material>=9.6,<10'
+	$(PIP) mkdocs-material
 	@mkdir -p $(STAMPS) && touch $@
 
 clean:

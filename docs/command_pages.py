@@ -105,7 +105,7 @@ def option_groups(kind: type[Any], command: str) -> list[Group]:
     for each in argument_parser(kind, command)._action_groups:
         options = [_option(action, given) for action in each._group_actions if action.dest != "help"]
         if options:
-            title = (each.title or "").removesuffix(" options").rpartition(".")[2].replace("_", " ")
+            title = (each.title or "").removesuffix(" options").rpartition(".")[2].replace("-", " ")
             found.append(
                 Group(title, each.description or "", sorted(options, key=lambda option: not option.is_own))
             )
