@@ -51,7 +51,8 @@ def kind_of(command: str) -> type[Any]:
 
 def helped(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> tuple[set[str], int]:
     """Flags that `--help` prints, and how many arguments without one."""
-    monkeypatch.setenv("COLUMNS", "200")
+    # Wider, help stands in two columns.
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main([command, "--help"])
     # An option begins two characters from the left, the first a border or a blank; its meaning stands further to the right.
