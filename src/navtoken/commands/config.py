@@ -10,7 +10,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 import yaml
@@ -61,13 +72,15 @@ def argument_parser(kind: type[Any], command: str) -> argparse.ArgumentParser:
     with warnings.catch_warnings():
         # Deprecated without a successor: what tyro keeps of its parser besides has no public name at all.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return tyro.extras.get_parser(
+        parser = tyro.extras.get_parser(
             Invocation[kind],  # type: ignore[valid-type]
             prog=f"navtoken {command}",
             description=kind.__doc__,
             default=Invocation(_without_lists(_blank(kind))),
             config=NAMING,
         )
+    # Its annotation names tyro's copy of argparse; the class is of both.
+    return cast(argparse.ArgumentParser, parser)
 
 
 def read_config(path: Path) -> dict[str, Any]:
