@@ -3,7 +3,9 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from fake_engine import CONTEXT, FakeEngine, Reference
 from navtoken.engine import EngineOptions, SamplingParams
 from navtoken.engine.options import OptionError
 from navtoken.policies.rules import EntropyPolicy, RandomPolicy
+from navtoken.serving import engine_thread
 from navtoken.serving.engine_thread import EngineThread
 from navtoken.serving.errors import ApiError, BadRequest, Busy, Failed, Unavailable
 from navtoken.serving.jobs import Ask, Heard, Job, Scored
@@ -228,8 +231,37 @@ def test_what_breaks_before_it_has_a_row_fails_alone(wrong: Ask, error: type[Api
     assert len(recorded.engines) == 1
 
 
-def test_a_crash_ends_all_jobs_with_503_and_the_next_request_gets_a_new_engine() -> None:
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that needs no request."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def crash(recorded: Recorded) -> None:
+    bad = job(ask(policy=BrokenPolicy(0.5)))
+    recorded.thread.submit(bad)
+    with pytest.raises(Unavailable, match="crashed"):
+        await tokens(bad)
+
+
+def failing(recorded: Recorded, times: list[float], num: int) -> Callable[[], Any]:
+    """Makes engines, from the attempt on that comes after so many failures."""
+
+    def make() -> Any:
+        times.append(time.monotonic())
+        if len(times) <= num:
+            raise MemoryError("no room")
+        return recorded._make()
+
+    return make
+
+
+def test_a_crash_ends_all_jobs_with_503_and_a_new_engine_is_made_without_being_asked() -> None:
     async def test(recorded: Recorded) -> None:
+        made = threading.Event()
+        make = recorded.thread._make_engine
+        recorded.thread._make_engine = lambda: (made.wait(10), make())[1]
         good, bad = job(ask(1, max_tokens=37)), job(ask(2, policy=BrokenPolicy(0.5)))
         recorded.thread.submit(good)
         await good.inbox.get()
@@ -241,31 +273,131 @@ def test_a_crash_ends_all_jobs_with_503_and_the_next_request_gets_a_new_engine()
         assert (health.status, health.error, health.num_crashes) == ("dead", "RuntimeError", 1)
         before = sum(recorded.thread.ledger.written)
         assert before > 0
+        made.set()
+        await until(lambda: recorded.thread.health().status == "ok")
         again = job(ask(1))
         recorded.thread.submit(again)
         assert await tokens(again) == [alone(again.asks[0])]
-        assert recorded.thread.health().status == "ok" and recorded.thread.health().error is None
+        assert recorded.thread.health().error is None
         assert sum(recorded.thread.ledger.written) == before + 20
 
     assert len(in_loop(test).engines) == 2
 
 
-def test_an_engine_that_cannot_be_made_anew_stays_dead_and_says_so() -> None:
-    async def test(recorded: Recorded) -> None:
-        def fail() -> Any:
-            raise MemoryError("no room")
+def test_an_engine_that_cannot_be_made_anew_is_tried_again_after_pauses_that_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_thread, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(engine_thread, "LONGEST_PAUSE", 0.08)
+    monkeypatch.setattr("gc.collect", lambda: 0)
+    times: list[float] = []
 
-        bad, after = job(ask(policy=BrokenPolicy(0.5))), job()
-        recorded.thread.submit(bad)
-        with pytest.raises(Unavailable):
-            await tokens(bad)
-        recorded.thread._make_engine = fail
-        recorded.thread.submit(after)
-        with pytest.raises(Unavailable, match="made anew"):
-            await tokens(after)
-        assert recorded.thread.health().error == "MemoryError"
+    async def test(recorded: Recorded) -> None:
+        recorded.thread._make_engine = failing(recorded, times, 8)
+        await crash(recorded)
+        await until(lambda: recorded.thread.health().status == "ok")
+        pauses = [after - before for before, after in pairwise(times)]
+        assert all(pause >= least for pause, least in zip(pauses, (0.02, 0.04, *[0.08] * 6), strict=True))
+        # Grown without a bound they would be 1.28 and 2.56 s.
+        assert min(pauses[-2:]) < 1
+        wanted = job(ask(1))
+        recorded.thread.submit(wanted)
+        assert await tokens(wanted) == [alone(wanted.asks[0])]
+
+    assert len(in_loop(test).engines) == 2
+
+
+def test_requests_in_a_pause_get_503_and_make_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "FIRST_PAUSE", 30.0)
+    times: list[float] = []
+
+    async def test(recorded: Recorded) -> None:
+        recorded.thread._make_engine = failing(recorded, times, 1)
+        await crash(recorded)
+        await until(lambda: recorded.thread.health().error == "MemoryError")
+        for _ in range(3):
+            early = job()
+            recorded.thread.submit(early)
+            with pytest.raises(Unavailable, match="made anew"):
+                await tokens(early)
+        assert len(times) == 1 and recorded.thread.health().status == "dead"
+        # Whoever runs the server need not wait.
+        recorded.thread.restart()
+        await until(lambda: recorded.thread.health().status == "ok")
 
     in_loop(test)
+
+
+def test_pauses_begin_anew_once_a_response_was_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "FIRST_PAUSE", 30.0)
+
+    async def test(recorded: Recorded) -> None:
+        for _ in range(3):
+            await crash(recorded)
+            await until(lambda: recorded.thread.health().status == "ok")
+            good = job()
+            recorded.thread.submit(good)
+            await tokens(good)
+        await crash(recorded)
+        await until(lambda: recorded.thread.health().status == "ok")
+        await crash(recorded)
+        await asyncio.sleep(0.05)
+        assert recorded.thread.health().status == "dead", "engines that only crash were made without a pause"
+
+    in_loop(test)
+
+
+def test_the_old_engine_is_gone_before_a_new_one_is_made() -> None:
+    """There is seldom memory for the caches of two."""
+    alive: list[bool] = []
+    old: list[weakref.ref[FakeEngine]] = []
+
+    def make() -> Any:
+        alive.extend(engine() is not None for engine in old)
+        made: Any = FakeEngine(RandomPolicy(0.0), OPTIONS)
+        made.hangs_on_itself = made
+        old.append(weakref.ref(made))
+        return made
+
+    async def test() -> None:
+        thread = EngineThread(make)
+        thread.start(asyncio.get_running_loop())
+        thread.restart()
+        wanted = job()
+        thread.submit(wanted)
+        await tokens(wanted)
+        await thread.close(10)
+
+    asyncio.run(test())
+    assert alive == [False]
+
+
+def test_a_dead_engine_does_not_keep_the_server_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "FIRST_PAUSE", 30.0)
+
+    async def test(recorded: Recorded) -> None:
+        recorded.thread._make_engine = failing(recorded, [], 9)
+        await crash(recorded)
+        await until(lambda: recorded.thread.health().error == "MemoryError")
+        await asyncio.wait_for(recorded.thread.close(20), 5)
+
+    in_loop(test)
+
+
+def test_places_are_held_while_prompts_are_made() -> None:
+    async def test(recorded: Recorded) -> None:
+        with recorded.thread.preparing(4):
+            with recorded.thread.preparing(2), pytest.raises(Busy), recorded.thread.preparing(1):
+                pass
+            with pytest.raises(Busy):
+                recorded.thread.submit(job(*[ask(sample=sample) for sample in range(3)]))
+        last = job(*[ask(sample=sample) for sample in range(6)])
+        recorded.thread.submit(last)
+        with pytest.raises(Busy), recorded.thread.preparing(1):
+            pass
+        await tokens(last)
+
+    in_loop(test, max_queue=2)
 
 
 def test_restart_ends_what_runs_and_serves_again() -> None:
@@ -334,17 +466,48 @@ def test_a_step_that_does_not_come_back_counts_as_stuck() -> None:
 class SlowScorer:
     """Scores each prompt in a batch of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_batch: Callable[[], object] = int) -> None:
         self.num_batches = 0
+        self.on_batch = on_batch
 
     def score(self, prompts: Any, num_top: int) -> Iterator[list[PromptScores] | None]:
         for _ in prompts:
             self.num_batches += 1
+            self.on_batch()
             yield None
         yield [PromptScores([None], [[]]) for _ in prompts]
 
 
-def test_scoring_goes_in_between_steps_and_counts_in_the_queue() -> None:
+def test_jobs_take_turns_with_their_batches_and_the_engine_steps_between() -> None:
+    async def test(recorded: Recorded) -> None:
+        engine, all_there = recorded.engines[0], threading.Event()
+        done: list[str] = []
+        step = engine.step
+        engine.step = lambda: (done.append("step"), step())[1]  # type: ignore[method-assign]
+
+        def scoring(name: str) -> Job:
+            scorer: Any = SlowScorer(lambda: (all_there.wait(10), done.append(name)))
+            return Job([], [[1, 2]] * 3, scorer)
+
+        first, second, response = scoring("first"), scoring("second"), job(ask(1, max_tokens=30))
+        for each in (first, second, response):
+            recorded.thread.submit(each)
+        all_there.set()
+        for each in (first, second):
+            assert isinstance(await each.inbox.get(), Scored)
+        await tokens(response)
+        batches = [place for place, name in enumerate(done) if name != "step"]
+        # The first one's first batch is read before the second one is there.
+        assert [done[place] for place in batches] in (
+            ["first", "first", "second", "first", "second", "second"],
+            ["first", "second", "first", "second", "first", "second"],
+        )
+        assert all(after - before > 1 for before, after in pairwise(batches[1:])), done
+
+    in_loop(test)
+
+
+def test_scoring_that_nobody_waits_for_stops_and_counts_in_the_queue() -> None:
     async def test(recorded: Recorded) -> None:
         scorer: Any = SlowScorer()
         scored = Job([], [[1, 2]] * 6, scorer)
@@ -357,8 +520,6 @@ def test_scoring_goes_in_between_steps_and_counts_in_the_queue() -> None:
             recorded.thread.submit(Job([], [[1, 2]] * 6, scorer))
         news = await scored.inbox.get()
         assert isinstance(news, Scored) and len(news.prompts) == 6
-        # Between the batches the response went on.
-        assert other.inbox.qsize() >= 5
         gone = Job([], [[1, 2]] * 3, scorer)
         before = scorer.num_batches
         slow_down(recorded.engines[0], 0.02)

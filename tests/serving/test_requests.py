@@ -1,11 +1,13 @@
 """Bodies of requests: what is known but not supported, unknown or no JSON gets 400 and says where; defaults are harmless."""
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from pydantic import BaseModel
 
 from live_server import LiveServer, chat_body, completion_body
+from navtoken.serving.requests import ChatRequest, CompletionRequest, StreamOptions
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 JSON = {"content-type": "application/json"}
@@ -196,6 +198,27 @@ def test_unknown_fields_are_refused(embedded: LiveServer, fields: dict[str, Any]
 )
 def test_types_are_strict_and_ranges_kept(embedded: LiveServer, field: str, value: Any) -> None:
     assert refused(embedded.chat(**{field: value}))["param"] == field
+
+
+def booleans(body: type[BaseModel]) -> list[str]:
+    """Names of fields that are true or false."""
+    hints = get_type_hints(body)
+    return [
+        name for name, hint in hints.items() if name != "model_config" and bool in (hint, *get_args(hint))
+    ]
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, "true", "", []], ids=repr)
+def test_no_number_passes_for_true_or_false(embedded: LiveServer, value: Any) -> None:
+    of_chat, of_completions = booleans(ChatRequest), booleans(CompletionRequest)
+    assert {"store", "stream", "logprobs", "ignore_eos"} <= set(of_chat) and "echo" in of_completions
+    for field in of_chat:
+        assert refused(embedded.chat(**{field: value}))["param"] == field
+    for field in of_completions:
+        assert refused(embedded.complete(**{field: value}))["param"] == field
+    for field in booleans(StreamOptions):
+        error = refused(embedded.chat(stream=True, stream_options={field: value}))
+        assert error["param"] == "stream_options" and field in error["message"]
 
 
 @pytest.mark.parametrize(

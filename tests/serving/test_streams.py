@@ -5,6 +5,7 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import httpx2
@@ -159,22 +160,29 @@ class Breaking(RandomPolicy):
         return super().judge_drafts(drafts)
 
 
-def test_a_crash_within_a_stream_is_told_and_the_next_request_is_served() -> None:
+def test_a_crash_within_a_stream_is_told_and_health_comes_back_by_itself() -> None:
     with serving(embedded_pair()) as live:
         live.server.offered.served = Breaking(0.3)
+        made, thread = Event(), live.server.engine
+        make = thread._make_engine
+        thread._make_engine = lambda: (made.wait(30), make())[1]
         answer = live.http.post(CHAT, json=chat_body(stream=True, max_tokens=50))
         assert answer.status_code == 200
         *_, last = [part for part in answer.text.split("\n\n") if part]
         error = json.loads(last.removeprefix("data: "))["error"]
         assert "crashed" in error["message"] and "[DONE]" not in answer.text
-        health = live.http.get("/health")
-        assert health.status_code == 503
-        assert (health.json()["status"], health.json()["error"]) == ("dead", "RuntimeError")
+        assert (health(live)["status"], health(live)["error"]) == ("dead", "RuntimeError")
+        made.set()
+        end = time.monotonic() + 30
+        while live.http.get("/health").status_code == 503:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert (health(live)["status"], health(live)["error"], health(live)["crashes"]) == ("ok", None, 1)
         assert live.chat().status_code == 200
-        assert (
-            live.http.get("/health").json() | {"status": "ok", "crashes": 1}
-            == live.http.get("/health").json()
-        )
+
+
+def health(live: LiveServer) -> Any:
+    return live.http.get("/health").json()
 
 
 def test_what_outlasts_the_shutdown_is_told_so() -> None:
@@ -194,6 +202,19 @@ def test_what_outlasts_the_shutdown_is_told_so() -> None:
     assert "shutting down" in json.loads(told[-1][6:])["error"]["message"]
 
 
+def test_told_twice_to_stop_it_lets_nothing_finish() -> None:
+    with serving(embedded_pair(), shutdown_seconds=100) as live:
+        step = live.server.engine._engine.step  # type: ignore[union-attr]
+        live.server.engine._engine.step = lambda: (time.sleep(0.1), step())[1]  # type: ignore[union-attr,method-assign]
+        with live.http.stream("POST", CHAT, json=chat_body(stream=True, **LONG)) as answer:
+            next(answer.iter_lines())
+            stopped = time.monotonic()
+            live.listener.should_exit = live.listener.force_exit = True
+            while live.server.engine._thread.is_alive():
+                time.sleep(0.01)
+                assert time.monotonic() - stopped < 30, "it goes on for 90 s"
+
+
 def test_who_takes_nothing_is_hung_up_on() -> None:
     with serving(embedded_pair(), stalled_seconds=0.5) as live:
         body = chat_body(stream=True, n=8, token_details=True, logprobs=True, top_logprobs=20, **LONG)
@@ -207,6 +228,39 @@ def test_who_takes_nothing_is_hung_up_on() -> None:
                 time.sleep(0.01)
             live.wait_until_idle(60)
             assert sum(live.server.engine.ledger.written) < 8 * 900, "it decoded to the end for nobody"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_gone_while_the_prompt_is_made_costs_no_row(stream: bool) -> None:
+    with serving(embedded_pair()) as live:
+        prompts, submitted, goes_on = live.server.prompts, [], Event()
+        make, begun = prompts._rendered, Event()
+        prompts._rendered = lambda request: (begun.set(), goes_on.wait(30), make(request))[2]  # type: ignore[method-assign]
+        submit = live.server.engine.submit
+        live.server.engine.submit = lambda job: (submitted.append(job), submit(job))[1]  # type: ignore[method-assign]
+        body = json.dumps(chat_body(stream=stream)).encode()
+        with socket.create_connection(("127.0.0.1", live.port)) as client:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            client.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert begun.wait(30)
+        end = time.monotonic() + 30
+        while 'status="499"' not in live.http.get("/metrics").text:
+            assert time.monotonic() < end, "nobody noticed that the client was gone"
+            time.sleep(0.01)
+        goes_on.set()
+        assert live.chat().status_code == 200
+        assert len(submitted) == 1
+
+
+def test_a_full_queue_is_told_before_the_prompt_is_made() -> None:
+    with serving(embedded_pair(), max_queue=0) as live:
+        made: list[Any] = []
+        live.server.prompts._plain = made.append  # type: ignore[method-assign,assignment]
+        with live.server.engine.preparing(live.server.engine.max_rows):
+            answer = live.complete(prompt="x " * 1000)
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+        assert live.complete(n=live.server.engine.max_rows + 1).status_code == 400
+        assert made == []
 
 
 def test_a_full_queue_sends_clients_away_and_says_for_how_long() -> None:

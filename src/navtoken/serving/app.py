@@ -105,13 +105,15 @@ def _add_answers(api: FastAPI, server: Server) -> None:
     @api.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERING, tags=["answers"])
     async def chat_completions(body: ChatRequest, http: HttpRequest) -> Response:
         """Answer a conversation."""
-        prompt = await server.prompts.of_chat(body)
+        with server.engine.preparing(body.num_rows):
+            prompt = await or_gone(http, server.prompts.of_chat(body))
         return await _answered(Chat(server, body, prompt), body.stream, http, server)
 
     @api.post("/v1/completions", response_model=CompletionAnswer, responses=ANSWERING, tags=["answers"])
     async def completions(body: CompletionRequest, http: HttpRequest) -> Response:
         """Continue texts or token ids."""
-        prompts = await server.prompts.of_completion(body)
+        with server.engine.preparing(body.num_rows):
+            prompts = await or_gone(http, server.prompts.of_completion(body))
         return await _answered(Completion(server, body, prompts), body.stream, http, server)
 
 

@@ -2,15 +2,17 @@
 
 The event loop submits jobs and cancels them; the thread takes both between steps and hands back, once a step, what every job
 hears. A request that the engine refuses, or that breaks before it has a row, fails alone. Whatever breaks in a step leaves the engine's
-books in doubt, so it is thrown away: all jobs end with 503, and the next request (or `restart`) makes a new one.
+books in doubt, so it is thrown away: all jobs end with 503, and the thread makes a new one. At once the first time; where that fails,
+or the new one breaks before it has finished a response, after pauses that grow, in which requests get 503.
 """
 
 import asyncio
+import gc
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Condition, Thread
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 Order = Callable[[], None]
 LONGEST_RETRY = 60
 """Seconds that a client is asked to wait at most."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before an engine is made anew, once making it at once has not helped; each pause is twice the last."""
 REFUSALS = (OptionError, PromptTooLongError, PolicyError)
 """What the engine says of a request that cannot be served."""
 
@@ -56,7 +60,7 @@ class EngineThread:
     def __init__(
         self, make_engine: Callable[[], Engine], max_queue: int = 256, stuck_seconds: float = 120.0
     ) -> None:
-        """`max_queue` responses may wait beside those that have a row. `make_engine` is called here and after each crash."""
+        """`max_queue` responses may wait beside those that have a row. `make_engine` is called here, and by the thread after each crash."""
         self._make_engine = make_engine
         self._engine: Engine | None = make_engine()
         self.max_rows = self._engine.options.max_rows
@@ -70,6 +74,8 @@ class EngineThread:
         self._closing = self._aborting = False
         self._error: str | None = None
         self._num_crashes = 0
+        self._num_failures = 0
+        self._renew_at = 0.0
         self._busy_since: float | None = None
         self._owners: dict[Sequence, Job] = {}
         self._unstarted: list[tuple[Sequence, Job]] = []
@@ -77,6 +83,7 @@ class EngineThread:
         self._news: dict[Job, list[News]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight: dict[Job, int] = {}
+        self._preparing = 0
         self._seconds_per_row = 1.0
         self._last_end = monotonic()
         self._thread = Thread(target=self._main, name="engine", daemon=True)
@@ -90,28 +97,39 @@ class EngineThread:
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises `Busy`, `Unavailable` and, for more responses than there is ever room for, `BadRequest`."""
-        if self._closing:
-            raise Unavailable("the server is shutting down")
-        if not self._thread.is_alive():
-            raise Unavailable("the engine's thread has ended; restart the server")
-        places = self.max_rows + self.max_queue
-        if job.weight > places:
-            raise BadRequest(
-                f"the request asks for {job.weight} responses, the server holds {places} at once"
-            )
-        taken = sum(self._in_flight.values())
-        if job.weight > places - taken:
-            wait = math.ceil((job.weight - places + taken) * self._seconds_per_row)
-            raise Busy(
-                f"{taken} responses are decoding or waiting; try again later",
-                min(LONGEST_RETRY, max(1, wait)),
-            )
+        self._check_room(job.weight)
         if not self._in_flight:
             # Nobody waited meanwhile: idle time is not how long a row takes.
             self._last_end = monotonic()
         self._in_flight[job] = job.weight
         job.num_unfinished = len(job.asks) + bool(job.score_prompts)
         self._order(partial(self._begin, job))
+
+    @contextmanager
+    def preparing(self, weight: int) -> Iterator[None]:
+        """Hold places for so many responses while their prompts are made, which takes long where they are long. Raises as `submit`."""
+        self._check_room(weight)
+        self._preparing += weight
+        try:
+            yield
+        finally:
+            self._preparing -= weight
+
+    def _check_room(self, weight: int) -> None:
+        if self._closing:
+            raise Unavailable("the server is shutting down")
+        if not self._thread.is_alive():
+            raise Unavailable("the engine's thread has ended; restart the server")
+        places = self.max_rows + self.max_queue
+        if weight > places:
+            raise BadRequest(f"the request asks for {weight} responses, the server holds {places} at once")
+        taken = sum(self._in_flight.values()) + self._preparing
+        if weight > places - taken:
+            wait = math.ceil((weight - places + taken) * self._seconds_per_row)
+            raise Busy(
+                f"{taken} responses are decoding or waiting; try again later",
+                min(LONGEST_RETRY, max(1, wait)),
+            )
 
     def cancel(self, job: Job) -> None:
         """Forget a job: its rows and their memory are free before the next step. Finished ones stay as they are."""
@@ -191,6 +209,9 @@ class EngineThread:
             try:
                 if self._aborting:
                     self._end_all(Unavailable("the server is shutting down"))
+                if self._seconds_to_renewal() == 0 and not self._closing:
+                    with suppress(Unavailable):
+                        self._renewed()
                 for order in orders:
                     self._carry_out(order)
                 self._turn()
@@ -212,10 +233,17 @@ class EngineThread:
         """What the event loop wants; waits for it where nothing else is to do."""
         with self._wake:
             while not (self._orders or self._has_work() or self._closing):
-                self._wake.wait()
+                seconds = self._seconds_to_renewal()
+                if seconds == 0:
+                    break
+                self._wake.wait(seconds)
             orders = list(self._orders)
             self._orders.clear()
         return orders
+
+    def _seconds_to_renewal(self) -> float | None:
+        """Until an engine is to be made anew; None where there is one."""
+        return None if self._engine is not None else max(0.0, self._renew_at - monotonic())
 
     def _has_work(self) -> bool:
         engine = self._engine
@@ -234,17 +262,25 @@ class EngineThread:
                 continue
             self._tell(job, Heard(job.rows[event.sequence], event))
             if event.finish_reason is not None:
+                self._num_failures = 0
                 del self._owners[event.sequence], job.rows[event.sequence]
         self._note_starts()
 
     def _begin(self, job: Job) -> None:
         """Give a job its rows; what goes wrong here is its own."""
         try:
-            self._add_rows(job, self._engine or self._renewed())
+            self._add_rows(job, self._usable_engine())
         except Exception as error:  # noqa: BLE001
             # Told first: putting rows away may fail as well.
             self._tell(job, _refusal(error))
             self._drop(job)
+
+    def _usable_engine(self) -> Engine:
+        if self._engine is not None:
+            return self._engine
+        if self._seconds_to_renewal():
+            raise Unavailable("the engine crashed and is made anew; try again later")
+        return self._renewed()
 
     def _add_rows(self, job: Job, engine: Engine) -> None:
         prefixes: dict[int, Prefix] = {}
@@ -303,8 +339,9 @@ class EngineThread:
         ]
 
     def _die(self, error: BaseException) -> None:
-        logger.error("the engine crashed; it is made anew with the next request", exc_info=error)
+        logger.error("the engine crashed; it is made anew", exc_info=error)
         self._num_crashes += 1
+        self._put_off_renewal()
         self._error = type(error).__name__
         self._throw_away(Unavailable(f"the engine crashed ({type(error).__name__}); try again"))
 
@@ -323,16 +360,24 @@ class EngineThread:
             self._tell(job, why)
 
     def _renew(self) -> None:
+        """The new one is made in the next turn: it may take long, and who waits for the old one hears of it first."""
         self._throw_away(Unavailable("the engine is restarted; try again"))
-        with suppress(ApiError):
-            self._renewed()
+        self._num_failures, self._renew_at = 0, 0.0
+
+    def _put_off_renewal(self) -> None:
+        pause = FIRST_PAUSE * 2.0 ** min(self._num_failures - 1, 30) if self._num_failures else 0.0
+        self._num_failures += 1
+        self._renew_at = monotonic() + min(pause, LONGEST_PAUSE)
 
     def _renewed(self) -> Engine:
+        # The caches of the old one may hang on it in circles, and there is no room for two.
+        gc.collect()
         try:
             self._engine = self._make_engine()
         except Exception as error:
             self._error = type(error).__name__
             logger.exception("the engine cannot be made anew")
+            self._put_off_renewal()
             raise Unavailable("the engine cannot be made anew; see the server's log") from error
         self._error = None
         return self._engine

@@ -7,7 +7,7 @@ any other is refused by name.
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 MAX_N = 128
 MAX_STOP = 16
@@ -48,6 +48,15 @@ UNSUPPORTED = {
 }
 """Fields of which only the default is taken, and what they would ask for."""
 
+
+def _is_off(value: bool) -> bool:
+    if value:
+        raise ValueError("only false is supported")
+    return value
+
+
+# Not `Literal[False]`, which takes 0 for false.
+Off = Annotated[bool, AfterValidator(_is_off), WithJsonSchema({"type": "boolean", "const": False})]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -66,7 +75,7 @@ class StreamOptions(_Body):
 
     include_usage: bool = False
     """Send a last chunk with the usage."""
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: Off = False
     """Only false is supported."""
 
 
@@ -144,7 +153,7 @@ class Request(_Body):
     """Ignored."""
     metadata: dict[str, str] | None = None
     """Ignored."""
-    store: Literal[False] | None = None
+    store: Off | None = None
     """Only false is supported."""
     service_tier: Literal["auto", "default"] | None = None
     """There is one tier."""
@@ -166,6 +175,11 @@ class Request(_Body):
     """Not supported."""
     response_format: TextFormat | None = None
     """Only text is supported."""
+
+    @property
+    def num_rows(self) -> int:
+        """Responses that it asks for, as far as can be told before its prompts are made."""
+        return self.n or 1
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -272,3 +286,9 @@ class CompletionRequest(Request):
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+    @property
+    def num_rows(self) -> int:
+        """Responses that it asks for."""
+        # With max_tokens 0 prompts are scored at most.
+        return len(self.prompts) * (1 if self.max_tokens == 0 else self.n or 1)
