@@ -109,6 +109,38 @@ def test_navigation_tokens_are_listed_with_draft_and_alternatives(live: LiveServ
     assert [int(line.split()[0]) for line in listed if line.strip()] == wanted
 
 
+def test_tokens_of_a_compared_answer_are_asked_for_by_its_policy(live: LiveServer) -> None:
+    def listed(line: str) -> str:
+        chat.console = console()
+        chat.take(line)
+        return printed(chat.console)
+
+    with talking(live.address, policy="random:0.5", compare="slm", max_tokens=8) as chat:
+        assert "no answer with tokens" in listed("/tokens slm")
+        chat.take(QUESTION)
+        chat.settings = Settings(policy="llm", max_tokens=1000)
+        chat.take("x " * 800)
+        for line in ("/tokens", "/tokens slm"):
+            assert "under slm" in listed(line) and " LLM " not in listed(line)
+        for line in ("/tokens random", "/tokens random:0.5"):
+            assert "under random:0.5" in listed(line) and " LLM " in listed(line)
+        said = " ".join(listed("/tokens llm").split())
+        assert "no answer was under 'llm'; there are answers under slm, random:0.5" in said
+        assert "/tokens POLICY" in listed("/help")
+
+
+def test_the_end_of_a_sequence_is_counted_and_not_printed(live: LiveServer) -> None:
+    with talking(live.address) as chat:
+        chat.take(QUESTION)
+    (answer,) = chat.answers
+    assert (
+        answer.ended == "stop"
+        and [token.special for token in answer.tokens].index(True) == len(answer.tokens) - 1
+    )
+    assert answer.tokens[-1].text == "<|end|>" not in printed(chat.console)
+    assert "".join(token.text for token in answer.tokens[:-1]) == answer.text
+
+
 def test_each_question_of_the_embedded_pair_stands_alone_unless_told(live: LiveServer) -> None:
     with (
         talking(live.address, max_tokens=6) as alone,

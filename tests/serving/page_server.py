@@ -74,7 +74,14 @@ PAIR = {
 
 def token(text: str, writer: str = "slm", entropy: float = 0.1, **fields: Any) -> Body:
     """As an answer's details have one."""
-    plain = {"id": 1, "text": text, "writer": writer, "entropy": entropy, "entropy_slm": entropy}
+    plain = {
+        "id": 1,
+        "text": text,
+        "special": text == "<|end|>",
+        "writer": writer,
+        "entropy": entropy,
+        "entropy_slm": entropy,
+    }
     plain |= {"entropy_llm": None, "logprob": -0.1, "p_divergent": None, "draft": None}
     return plain | {"alternatives": [{"id": 1, "text": text, "logprob": -0.1}]} | fields
 

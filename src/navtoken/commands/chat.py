@@ -7,6 +7,7 @@ there each stands alone, unless `--history` says otherwise.
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +44,7 @@ HELP = """\
 /seed N           the same noise again; without N a new one each time
 /max-tokens N     longest answer; without N up to the context
 /again            the same question under what is set now
-/tokens           the last answer's navigation tokens
+/tokens POLICY    navigation tokens of the last answer under a policy; without POLICY of the last of all
 /new              forget the conversation
 /save FILE        write the conversation as JSON
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer"""
@@ -94,6 +95,16 @@ class Answer:
     seconds: float = 0.0
     ended: str = "stopped"
     """`stop`, `length`, `stopped` by hand, or the error that ended it."""
+
+    @property
+    def policy(self) -> str:
+        """As the server tells it, once it has; else as it was asked for."""
+        told = None if self.summary is None else self.summary.policy
+        return told or self.settings.policy or "the server's policy"
+
+    def was_under(self, policy: str) -> bool:
+        """Is that its policy, by its whole reference or its name?"""
+        return policy in (self.policy, self.settings.policy, re.split("[:,]", self.policy)[0])
 
     def as_json(self) -> dict[str, Any]:
         told = None if self.summary is None else self.summary.model_dump(exclude={"tokens"})
@@ -240,16 +251,15 @@ class Chat:
                 self.messages = before
 
     def _tokens(self, value: str | None) -> None:
-        if not self.answers or not self.answers[-1].tokens:
-            raise OptionError("there is no answer with tokens yet")
+        answer = self._with_tokens(value)
         found = [
             (place, token)
-            for place, token in enumerate(self.answers[-1].tokens)
+            for place, token in enumerate(answer.tokens)
             if token.writer == "llm" or (token.entropy or 0.0) >= NAVIGATION
         ]
-        table = Table(
-            title="Navigation tokens of the last answer", title_justify="left", box=SIMPLE_HEAD, padding=0
-        )
+        heading = f"Navigation tokens of the last answer under {cleaned(answer.policy)}"
+        self.console.print(Text(heading, style="bold"), soft_wrap=True)
+        table = Table(box=SIMPLE_HEAD, padding=0)
         for heading in ("", "token", "by", "SLM's draft", "entropy", "p(div.)", "alternatives"):
             table.add_column(heading, justify="right" if heading in ("", "entropy", "p(div.)") else "left")
         for place, token in found:
@@ -266,6 +276,17 @@ class Chat:
                 escape(others),
             )
         self.console.print(table)
+
+    def _with_tokens(self, policy: str | None) -> Answer:
+        """The last answer, under that policy where one is named."""
+        answers = [answer for answer in reversed(self.answers) if answer.tokens]
+        if not answers:
+            raise OptionError("there is no answer with tokens yet")
+        found = next((answer for answer in answers if policy is None or answer.was_under(policy)), None)
+        if found is None:
+            there = ", ".join(dict.fromkeys(answer.policy for answer in answers))
+            raise OptionError(f"no answer was under '{policy}'; there are answers under {there}")
+        return found
 
     def _new(self, value: str | None) -> None:
         self.messages.clear()
@@ -337,7 +358,8 @@ def _is_embedded(client: ChatClient) -> bool:
 
 def _solved(token: TokenDetail) -> SolvedToken:
     draft = None if token.draft is None else token.draft.id
-    return SolvedToken(token.id, token.text, token.writer, token.entropy_slm, token.entropy_llm, draft)
+    text = "" if token.special else token.text
+    return SolvedToken(token.id, text, token.writer, token.entropy_slm, token.entropy_llm, draft)
 
 
 def _summary(answer: Answer) -> str:

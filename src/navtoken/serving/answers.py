@@ -24,6 +24,8 @@ class Alternative(NamedToken):
 class TokenDetail(NamedToken):
     """One token of a response. Texts of all tokens together are the response, special tokens and a stop string included."""
 
+    special: bool = False
+    """Is it one of the tokenizer's own, such as the end of a sequence? The response's text has none of them."""
     writer: Literal["slm", "llm"]
     entropy: float | None
     """Nats, T = 1: the SLM's where it drafted, else the LLM's."""

@@ -160,6 +160,7 @@ class Choice:
             text=self._decoder.decode(
                 self.texts.bytes(self._previous, token.token_id), event.finish_reason is not None
             ),
+            special=self.texts.is_special(token.token_id),
             writer="slm" if by_slm else "llm",
             entropy=entropy_llm if entropy_slm is None else entropy_slm,
             entropy_slm=entropy_slm,

@@ -11,6 +11,8 @@
   const KEY = "navtoken-key";
   const LEVELS = [0.25, 0.67, 1.5];
   const ALTERNATIVES = 5;
+  // Special tokens are no part of the answer, but were written, too.
+  const END = "∎";
   let pair = null;
   let running = null;
 
@@ -213,10 +215,10 @@
       this.frame = 0;
       const fresh = document.createDocumentFragment();
       for (const token of this.waiting) {
-        const node = make("span", `t ${token.writer}`, token.text);
+        const node = make("span", `t ${token.writer}`, token.special ? END : token.text);
         const level = LEVELS.filter((bound) => token.entropy >= bound).length;
         if (level) node.classList.add(`u${level}`);
-        if (/^<\|?[^<>\s]+\|?>$/.test(token.text)) node.classList.add("special");
+        if (token.special) node.classList.add("special");
         if (token.text.includes("\n")) node.classList.add("newline");
         node.dataset.index = this.tokens.length;
         node.tabIndex = this.tokens.length ? -1 : 0;
