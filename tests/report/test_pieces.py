@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from navtoken.report import byte_level_decode
+from navtoken.report import byte_level_decode, pieces
 from navtoken.report.pieces import Pieces, visible
 
 ALPHABET = {0x20: "Ġ", 0x0A: "Ċ", 0x41: "A", 0xC3: "Ã", 0xA9: "©", 0x00: "Ā", 0xAD: "Ń"}
@@ -50,3 +51,12 @@ def test_any_bytes_become_printable_text_and_nothing_is_lost(raw):
     assert not any(char in shown for char in "\n\r\t\0")
     plain = "".join(segment.shown for segment in segments if segment.kind == "plain")
     assert plain == "".join(c for c in text if len(visible(c)) == 1 and visible(c)[0].kind == "plain")
+
+
+def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "MOST_KNOWN", 4)
+    known = Pieces(lambda ids: "".join(chr(97 + each) for each in ids))
+    for token in range(20):
+        assert known.text(None, token) == chr(97 + token)
+        assert len(known._known) <= 4
+    assert known.text(3, 4) == "e"

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from live_server import QUESTION, LiveServer, embedded_pair, plain_logprobs
+from navtoken.policies import Writer
+from navtoken.serving import prompt_scores
 
 TOLERANCE = 2e-4
 TEXTS = ["<|user|>What is 12 * 3?<|assistant|>", "one, two, é and ü", "x"]
@@ -179,6 +181,18 @@ def test_what_cannot_be_continued_is_refused(
     answer = embedded.complete(**fields)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_prompts_are_scored_batch_by_batch(embedded: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = embedded.server.scorers[Writer.LLM]
+    prompts = [[5, 6, 7, 8], [9, 10, 11], [12, 13]]
+    (whole,) = [scores for scores in scorer.score(prompts, 2) if scores is not None]
+    monkeypatch.setattr(prompt_scores, "BATCH_TOKENS", 3)
+    *pauses, last = scorer.score(prompts, 2)
+    assert pauses == [None] * 3
+    assert last is not None
+    for one, other in zip(last, whole, strict=True):
+        assert one.logprobs[1:] == pytest.approx(other.logprobs[1:], abs=1e-4)
 
 
 def test_a_prompt_that_fills_the_context_is_scored_but_not_continued(embedded: LiveServer) -> None:

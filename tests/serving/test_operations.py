@@ -78,8 +78,14 @@ def test_version_pair_and_models_say_what_is_served(embedded: LiveServer) -> Non
 
 def test_prompts_that_are_only_scored_count_too(embedded: LiveServer) -> None:
     before = values(embedded)["navtoken:prompt_tokens_total", ""]
-    usage = embedded.complete(prompt=["a b c", "d e"], echo=True, logprobs=0, max_tokens=0).json()["usage"]
-    assert values(embedded)["navtoken:prompt_tokens_total", ""] - before == usage["prompt_tokens"] > 0
+    asked = {"prompt": ["a b c", "d e"], "echo": True, "logprobs": 0}
+    usage = embedded.complete(max_tokens=0, **asked).json()["usage"]
+    after = values(embedded)["navtoken:prompt_tokens_total", ""]
+    assert after - before == usage["prompt_tokens"] > 0
+    # And once where they are continued as well.
+    embedded.complete(max_tokens=2, **asked)
+    embedded.wait_until_idle()
+    assert values(embedded)["navtoken:prompt_tokens_total", ""] - after == usage["prompt_tokens"]
 
 
 def test_a_restart_needs_a_key_and_serves_again(embedded: LiveServer) -> None:

@@ -1,7 +1,9 @@
 """Pairs unlike the embedded one: without a router or a chat template, and with a template that opens thoughts."""
 
+import asyncio
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,11 @@ from live_server import LiveServer, serving
 from navtoken.checkpoints import LoadedModel, ModelPair
 from navtoken.engine import Engine
 from navtoken.policies import make_policy
+from navtoken.serving.errors import BadRequest
+from navtoken.serving.prompts import PromptMaker
+from navtoken.serving.requests import CompletionRequest
 from tiny_models import EOS, VOCAB_SIZE, tiny_model, tiny_pair
+from tiny_routers import tiny_router
 
 THINKS = (
     "{% for message in messages %}({{ message.role }}){{ message.content }}{% endfor %}"
@@ -56,6 +62,36 @@ def test_a_pair_without_a_router_is_served_by_entropy(plain: LiveServer) -> None
     assert answer["choices"][0]["navtoken"]["policy"] == "entropy:0.67"
     refused = plain.chat(messages=[user("What?")], policy="router")
     assert refused.status_code == 400 and "no router" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["router", "query"])
+def test_a_router_s_folder_is_told_to_nobody(tmp_path: Path, kind: str) -> None:
+    pair = tiny_pair()
+    if kind == "router":
+        tiny_router(tmp_path / "secret", pair)
+    else:
+        tiny_router(tmp_path / "secret", pair, kind="query", inputs=("hidden",))
+    with serving(pair, policy=f"{kind}:{tmp_path / 'secret'},threshold=0.5") as live:
+        assert "secret" in live.server.offered.served.reference
+        answers = [live.http.get(path) for path in ("/v1/models", "/v1/models/navtoken", "/v1/pair")]
+        answers.append(live.chat(messages=[user("What?")]))
+    for answer in answers:
+        assert answer.status_code == 200 and f"{kind}," in answer.text
+        assert "secret" not in answer.text
+
+
+def test_ids_beyond_the_pair_s_are_refused_though_the_model_has_rows_for_more() -> None:
+    tokenizer: Any = copy.deepcopy(tiny_pair().tokenizer)
+    assert tokenizer.add_tokens(["<one more>"]) == 1
+    maker = PromptMaker(tiny_pair())
+    maker._tokenizer = tokenizer
+    request = CompletionRequest(model="navtoken", prompt=[VOCAB_SIZE - 1])
+    assert asyncio.run(maker.of_completion(request))[0].ids == [VOCAB_SIZE - 1]
+    with pytest.raises(BadRequest, match=f"0 to {VOCAB_SIZE - 1}"):
+        asyncio.run(maker.of_completion(CompletionRequest(model="navtoken", prompt=[VOCAB_SIZE])))
+    with pytest.raises(BadRequest, match=f"token id {VOCAB_SIZE}"):
+        asyncio.run(maker.of_completion(CompletionRequest(model="navtoken", prompt="<one more>")))
+    maker.close()
 
 
 @pytest.mark.parametrize(

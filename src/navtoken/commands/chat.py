@@ -257,8 +257,8 @@ class Chat:
             for place, token in enumerate(answer.tokens)
             if token.writer == "llm" or (token.entropy or 0.0) >= NAVIGATION
         ]
-        heading = f"Navigation tokens of the last answer under {cleaned(answer.policy)}"
-        self.console.print(Text(heading, style="bold"), soft_wrap=True)
+        title = f"Navigation tokens of the last answer under {cleaned(answer.policy)}"
+        self.console.print(Text(title, style="bold"), soft_wrap=True)
         table = Table(box=SIMPLE_HEAD, padding=0)
         for heading in ("", "token", "by", "SLM's draft", "entropy", "p(div.)", "alternatives"):
             table.add_column(heading, justify="right" if heading in ("", "entropy", "p(div.)") else "left")
