@@ -51,8 +51,15 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more, let what runs finish, say farewell to the rest."""
-        closing = asyncio.ensure_future(self.served.close())
+        closing = asyncio.ensure_future(self._close())
         await super().shutdown(sockets)
+        await closing
+
+    async def _close(self) -> None:
+        # Beside uvicorn's own wait, which on newer Pythons goes on until the last connection has ended, however often it is told to stop.
+        closing = asyncio.ensure_future(self.served.close())
+        while not (closing.done() or self.force_exit):
+            await asyncio.wait((closing,), timeout=0.1)
         if self.force_exit:
             await self.served.engine.close(0.0)
         await closing
