@@ -28,8 +28,8 @@ IN_PLACE_OF = {
     "Qwen/Qwen3-8B-Base": "models/llm",
     "device: cuda": "device: cpu",
     "dtype: bfloat16": "dtype: float32",
-    "range(1000)": "range(240)",
-    "--max-tokens 1024": "--max-tokens 64",
+    "range(1000)": "range(120)",
+    "--max-tokens 1024": "--max-tokens 32",
     '"max_tokens": 512': '"max_tokens": 24',
     "max_tokens=512": "max_tokens=24",
     "127.0.0.1:8000": "127.0.0.1:{port}",
@@ -151,7 +151,7 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
     out = place.folder / "out"
     if "navtoken label" in command:
         labels = json.loads((out / "labels" / "manifest.json").read_text())["labels"]
-        assert labels["divergent"] > 50 and labels["neutral"] > 50
+        assert labels["divergent"] > 20 and labels["neutral"] > 20
     elif "train-router" in command:
         assert _temperatures(out / "router") == {0.0}
     elif "calibrate" in command:
@@ -171,8 +171,7 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
         assert float(told["slm"]) == 0 <= float(told["router"]) < float(told["llm"]) == 1
     elif "navtoken.rlvr" in command:
         assert (out / "rl" / "model" / "model.safetensors").exists()
-        # Of two ranks: the launch was one.
-        assert json.loads((out / "rl" / "result.json").read_text())["steps"] == 1
+        assert json.loads((out / "rl" / "result.json").read_text())["ranks"] == 2
 
 
 def _temperatures(router: Path) -> set[float]:

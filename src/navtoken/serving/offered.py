@@ -141,7 +141,8 @@ class Offered:
         stored = asked.stored(ALL_TASKS, asdict(sampling), self.pair.llm.fingerprint)
         if stored is None:
             raise BadRequest(
-                f"the router has no threshold for share={asked.share:g} at these sampling parameters; give a threshold",
+                f"the router has no threshold for share={asked.share:g} at these sampling parameters; give a threshold, "
+                "or find one with navtoken calibrate",
                 "policy",
             )
         return stored
