@@ -171,7 +171,7 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
         assert float(told["slm"]) == 0 <= float(told["router"]) < float(told["llm"]) == 1
     elif "navtoken.rlvr" in command:
         assert (out / "rl" / "model" / "model.safetensors").exists()
-        assert json.loads((out / "rl" / "result.json").read_text())["ranks"] == 2
+        assert json.loads((out / "rl" / "result.json").read_text())["provenance"]["ranks"] == 2
 
 
 def _temperatures(router: Path) -> set[float]:

@@ -40,7 +40,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert result["steps"] == 2
     journal = Journal(out)
     assert [each["step"] for each in journal.records("train")] == [1, 2]
-    assert result["ranks"] == 2
+    assert result["provenance"]["ranks"] == 2
     # The pool is both ranks' tokens: more than one rank's 8 responses could have.
     assert journal.records("train")[0]["selection/pool_tokens"] > 8 * 8
     assert result["after"]["num_problems"] == 3
