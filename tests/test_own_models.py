@@ -166,7 +166,11 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
         assert choice["navtoken"]["policy"].startswith("router,threshold=")
         assert choice["navtoken"]["llm_tokens"] + choice["navtoken"]["slm_tokens"] > 0
     elif "openai" in command:
-        told = dict(line.split(" ")[:2] for line in printed.splitlines() if line.startswith(("slm ", "router ", "llm ")))
+        told = dict(
+            line.split(" ")[:2]
+            for line in printed.splitlines()
+            if line.startswith(("slm ", "router ", "llm "))
+        )
         assert list(told) == ["slm", "router", "llm"]
         assert float(told["slm"]) == 0 <= float(told["router"]) < float(told["llm"]) == 1
     elif "navtoken.rlvr" in command:
@@ -206,5 +210,8 @@ def test_what_is_installed_is_what_the_project_knows() -> None:
 def test_training_is_on_as_many_devices_as_the_readme_says() -> None:
     said = re.search(r"with (\d+) GPUs", SECTION)
     assert said is not None
-    for launch in (ROOT / "examples" / "accelerate_fsdp.yaml", ROOT / "examples" / "accelerate_deepspeed.yaml"):
+    for launch in (
+        ROOT / "examples" / "accelerate_fsdp.yaml",
+        ROOT / "examples" / "accelerate_deepspeed.yaml",
+    ):
         assert yaml.safe_load(launch.read_text())["num_processes"] == int(said[1])

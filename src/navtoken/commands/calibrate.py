@@ -18,6 +18,7 @@ from navtoken.analysis.plain import plain
 from navtoken.checkpoints import ModelPair
 from navtoken.commands.ranks import own_output
 from navtoken.commands.surroundings import progress_bars, progress_console
+from navtoken.commands.threshold_words import unkept
 from navtoken.engine import EngineOptions
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.policies.router import embedded_router
@@ -180,11 +181,8 @@ def _print(console: Console, found: Sequence[StoredThreshold], card: RouterCard,
         row = (each.temperature, each.share, f"{each.threshold:.4g}", f"{each.realised_share:.3f}")
         table.add_row(each.task, *map(str, row), str(each.num_problems))
     console.print(table)
-    for each in (each for each in found if not each.kept_share):
-        console.print(
-            f"· share {each.share:g} of {each.task} at T={each.temperature:g} came out at {each.realised_share:.3f}: too far off "
-            "to be used"
-        )
+    for line in unkept(found):
+        console.print(line)
     default = "none" if card.default_threshold is None else f"{card.default_threshold:g}"
     name = "query" if card.kind == "query" else "router"
     console.print(f"policy {name}:{out} routes at its default threshold: {default}", soft_wrap=True)

@@ -20,6 +20,7 @@ from navtoken.analysis.plain import plain
 from navtoken.analysis.ranking import Resampling
 from navtoken.checkpoints import ModelPair
 from navtoken.commands.surroundings import progress_bars, progress_console
+from navtoken.commands.threshold_words import unkept
 from navtoken.commands.train_router_page import findings, tested_problems, write_page
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.provenance import provenance
@@ -318,6 +319,8 @@ def print_built(console: Console, built: Built, options: TrainRouterOptions) -> 
         console.print(f"· {line}")
     console.print(_qualities(built))
     console.print(_thresholds(built))
+    for line in unkept(built.card.thresholds):
+        console.print(line)
     default = built.card.default_threshold
     name = "query" if built.card.kind == "query" else "router"
     known = (
