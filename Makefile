@@ -47,20 +47,7 @@ pair: $(STAMPS)/run
 
 # Labels, and from them the embedded pair's routers with their thresholds; resumes where an interrupted run stopped.
 router: $(STAMPS)/run
-	$(BIN)/navtoken label --num $(ROUTER_NUM) --out build/labels/greedy
-	$(BIN)/navtoken label build/labels/greedy/responses --draft sampled --out build/labels/sampled
-	$(BIN)/navtoken train-router build/labels/greedy build/labels/sampled --epochs 12 --calibration-num $(CALIBRATION_NUM) \
-		--share 0.1 --share 0.13 --share 0.15 --share 0.18 --share 0.2 --recall 0.9 --recall 0.95 --out build/router
-	$(BIN)/navtoken calibrate build/router --num $(CALIBRATION_NUM) --temperature 0
-	$(BIN)/navtoken generate --split train --policy slm --num $(ROUTER_NUM) --out build/labels/slm
-	$(BIN)/navtoken train-router --kind query --traces build/labels/slm --traces build/labels/greedy/responses \
-		--temperature 0 --calibration-num $(CALIBRATION_NUM) --share 0.1 --share 0.2 --share 0.4 --out build/query_router
-	install -D -m 644 -t src/navtoken/embedded/router build/router/router.json build/router/router.safetensors
-	install -D -m 644 -t src/navtoken/embedded/query_router build/query_router/router.json build/query_router/router.safetensors
-	install -D -m 644 build/labels/greedy/labels.json experiments/routers/labels_greedy.json
-	install -D -m 644 build/labels/sampled/labels.json experiments/routers/labels_sampled.json
-	install -D -m 644 build/router/report.json experiments/routers/router.json
-	install -D -m 644 build/query_router/report.json experiments/routers/query_router.json
+	$(BIN)/python experiments/routers.py --num $(ROUTER_NUM) --calibration-num $(CALIBRATION_NUM) $(ARGS)
 
 # torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
 $(STAMPS)/torch: constraints.txt

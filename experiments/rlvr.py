@@ -66,7 +66,6 @@ STEPS, TUNE_STEPS, LONGER_STEPS = 30, 20, 10
 TOKENS, LONGER_TOKENS = 160, 280
 TUNE_SEED = 100
 TEST_SEED = 7
-RUNS = Path("experiments/rlvr/runs")
 Stage = Literal["base", "tune", "arms", "fractions", "length", "report"]
 
 
@@ -78,6 +77,16 @@ class Options:
     """Which runs; `report` makes tables and pictures of those that have ended."""
     part: str = "0/1"
     """Which of the stage's runs: of N processes the i-th, counted from 0, as i/N."""
+    run: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Names of runs (`top20_0`) in place of all of the stage; may be repeated."""
+    steps: int | None = None
+    """Steps of a run in place of those planned: what is compared with the first steps of a longer one."""
+    learning_rate: float | None = None
+    """In place of the tuned one."""
+    num: int = 500
+    """Test problems of countdown, half as many of each other family; 0 leaves the test out."""
+    out: Path = Path("experiments/rlvr")
+    """Folder of the results, with the runs that have ended in `runs/`."""
     work: Path = Path("build/rlvr")
     """Folder of the runs themselves, with checkpoints and models."""
 
@@ -96,25 +105,38 @@ def main(options: Options) -> None:
         # Below, so that runs need nothing of it.
         from rlvr_report import report
 
-        report(RUNS, RUNS.parent, console)
+        report(options.out / "runs", options.out, console)
         return
     if options.stage == "base":
-        base_tested(options.work)
+        base_tested(options)
         return
     part, _, parts = options.part.partition("/")
-    for planned in list(_runs(options.stage, options.work))[int(part) :: int(parts)]:
-        _run(planned, console)
+    for planned in asked(options)[int(part) :: int(parts)]:
+        _run(planned, options, console)
         if options.stage == "length":
-            _tested_longer(planned, console)
+            _tested_longer(planned, options, console)
 
 
-def _runs(stage: Stage, work: Path) -> Iterator[Planned]:
+def asked(options: Options) -> list[Planned]:
+    """The stage's runs, or those of them that were named."""
+    runs = list(_runs(options))
+    if unknown := set(options.run) - {each.name for each in runs}:
+        known = ", ".join(each.name for each in runs)
+        raise SystemExit(f"{options.stage} has no run {', '.join(sorted(unknown))}; it has {known}")
+    chosen = [each for each in runs if not options.run or each.name in options.run]
+    if options.steps is None:
+        return chosen
+    return [replace(each, options=replace(each.options, steps=options.steps)) for each in chosen]
+
+
+def _runs(options: Options) -> Iterator[Planned]:
     """A stage's runs, seeds outside: when time ends, whole sets of arms are there."""
+    stage, work = options.stage, options.work
     if stage == "tune":
         for rate in RATES:
             yield planned_run(f"tune_{rate:g}", "all", TUNE_SEED, rate, work, TUNE_STEPS)
         return
-    rate = tuned_rate()
+    rate = tuned_rate(options.out / "runs") if options.learning_rate is None else options.learning_rate
     arms = FRACTIONS if stage == "fractions" else ARMS
     for seed in SEEDS:
         for arm, select in arms.items():
@@ -162,9 +184,9 @@ def _longer(planned: Planned, work: Path) -> Planned:
     return Planned(name, options)
 
 
-def tuned_rate() -> float:
+def tuned_rate(runs: Path) -> float:
     """The learning rate of the run that was best after tuning's steps, the smaller one of equals."""
-    found = {rate: RUNS / f"tune_{rate:g}.json" for rate in RATES}
+    found = {rate: runs / f"tune_{rate:g}.json" for rate in RATES}
     if missing := [str(path) for path in found.values() if not path.exists()]:
         raise SystemExit(f"{missing[0]} is missing; run `experiments/rlvr.py tune` first")
     scores = {
@@ -176,9 +198,9 @@ def tuned_rate() -> float:
     return max(scores, key=lambda rate: scores[rate])
 
 
-def _run(planned: Planned, console: Console) -> None:
+def _run(planned: Planned, options: Options, console: Console) -> None:
     """Train, test, and write what came of it; nothing where that is there already."""
-    path = RUNS / f"{planned.name}.json"
+    path = options.out / "runs" / f"{planned.name}.json"
     if path.exists():
         console.print(f"{planned.name}: done")
         return
@@ -186,7 +208,8 @@ def _run(planned: Planned, console: Console) -> None:
     started = perf_counter()
     result = train_rl(planned.options, console)
     journal = Journal(planned.options.out)
-    tested = {} if planned.name.startswith("tune") else test(result["model"], planned.options)
+    untested = planned.name.startswith("tune") or not options.num
+    tested = {} if untested else test(result["model"], planned.options, options.num)
     record = {
         "name": planned.name,
         "select": planned.options.selection.select,
@@ -201,11 +224,11 @@ def _run(planned: Planned, console: Console) -> None:
     write_whole(path, json.dumps(record, default=str) + "\n")
 
 
-def _tested_longer(longer: Planned, console: Console) -> None:
+def _tested_longer(longer: Planned, options: Options, console: Console) -> None:
     """What a run goes on from, with the larger length limit: so much does the limit alone."""
     start = longer.options.continue_from
     assert start is not None
-    path = RUNS / f"{start.name}_limit.json"
+    path = options.out / "runs" / f"{start.name}_limit.json"
     if path.exists():
         return
     console.print(f"{start.name}: tested with {LONGER_TOKENS} tokens")
@@ -214,7 +237,7 @@ def _tested_longer(longer: Planned, console: Console) -> None:
         "select": longer.options.selection.select,
         "seed": longer.options.seed,
         "drift": [],
-        "test": test(str(start / "model"), longer.options),
+        "test": test(str(start / "model"), longer.options, options.num),
         "provenance": provenance({}, model=str(start / "model"), max_tokens=LONGER_TOKENS),
     }
     write_whole(path, json.dumps(record, default=str) + "\n")
@@ -229,30 +252,30 @@ def _figures(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test(model: str, options: TrainRLOptions) -> dict[str, Any]:
+def test(model: str, options: TrainRLOptions, num: int) -> dict[str, Any]:
     """Accuracy problem by problem, at T = 1 on all families and greedily on the one that was trained on."""
     loaded = load_model(model)
     pair = ModelPair(loaded, loaded)
     limit = options.rollout.max_tokens
-    asked = {
-        "countdown": ("countdown", 500, HeldOutOptions(4, 1.0, limit, TEST_SEED)),
-        "countdown, greedy": ("countdown", 500, HeldOutOptions(1, 0.0, limit, TEST_SEED)),
-        "knights": ("knights", 250, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
-        "arithmetic": ("arithmetic", 250, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
+    tests = {
+        "countdown": ("countdown", num, HeldOutOptions(4, 1.0, limit, TEST_SEED)),
+        "countdown, greedy": ("countdown", num, HeldOutOptions(1, 0.0, limit, TEST_SEED)),
+        "knights": ("knights", num // 2, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
+        "arithmetic": ("arithmetic", num // 2, HeldOutOptions(2, 1.0, 400, TEST_SEED)),
     }
     found = {}
-    for name, (task, num, how) in asked.items():
-        held_out = HeldOut(ProblemSet.load((task,), "test", num, TEST_SEED), how)
+    for name, (task, size, how) in tests.items():
+        held_out = HeldOut(ProblemSet.load((task,), "test", size, TEST_SEED), how)
         engine = Engine(pair, LLMPolicy(), EngineOptions(max_rows=192))
         found[name] = held_out.evaluate(engine).as_record()
     return found
 
 
-def base_tested(work: Path) -> None:
+def base_tested(options: Options) -> None:
     """The base itself, tested as the runs are."""
-    options = planned_run("base", "all", 0, 0.0, work).options
-    record = {"name": "base", "test": test("embedded:base", options)}
-    write_whole(RUNS / "base.json", json.dumps(record) + "\n")
+    planned = planned_run("base", "all", 0, 0.0, options.work).options
+    record = {"name": "base", "test": test("embedded:base", planned, options.num)}
+    write_whole(options.out / "runs" / "base.json", json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
