@@ -1,0 +1,92 @@
+"""Makes every committed experiment again, beside the committed files, and says which figures agree.
+
+    .venv/bin/python experiments/reproduce.py                # everything: hours; `make reproduce`
+    .venv/bin/python experiments/reproduce.py --size quick   # fewer problems and steps: minutes; `make reproduce-quick`
+
+Results, logs and traces go to `build/reproduce/` or `build/reproduce-quick/`, and the table to `table.md` there. A step that ended is not run again; one that was interrupted
+goes on where it stopped; one that fails stops only those that need it. Estimates are of `reproduce/times.json`, which says where they were measured. The
+exit status is 1 where a step failed, a figure is missing or one that chance cannot move has moved, or where more figures are outside of their intervals than chance
+explains. How figures are compared is said in `reproduce_compare.py`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from reproduce_compare import Compared, all_is_well, compare, markdown
+from reproduce_declared import declared
+from reproduce_run import Runner, minutes, whole_time
+from reproduce_steps import HERE, SKIPPED, Size, Step, estimates, steps_of
+from rich.console import Console
+
+from navtoken.report.markup import write_whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made again, and where."""
+
+    size: Size = "full"
+    """Everything, or a small version."""
+    jobs: int = 2
+    """Steps at a time, each on one core."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Names of experiments (folders of `experiments/`) in place of all; may be repeated."""
+    out: Path | None = None
+    """Folder of all that is made; `build/reproduce` or `build/reproduce-quick` by default."""
+
+    @property
+    def folder(self) -> Path:
+        name = "reproduce" if self.size == "full" else "reproduce-quick"
+        return (self.out or HERE.parent / "build" / name).resolve()
+
+
+def main(options: Options) -> int:
+    console = Console(soft_wrap=True)
+    steps, estimated = chosen(options), estimates(options.size)
+    runner = Runner(options.folder, sys.executable, options.jobs)
+    plan(console, steps, estimated, runner)
+    outcomes = runner.run(steps, estimated, lambda line: console.print(line, markup=False))
+    rows = comparisons(options, steps)
+    skipped = {} if options.only else SKIPPED[options.size]
+    table = markdown(rows, steps, outcomes, skipped)
+    write_whole(options.folder / "table.md", table)
+    console.print(table, markup=False)
+    return 0 if all_is_well(rows, outcomes) else 1
+
+
+def chosen(options: Options) -> tuple[Step, ...]:
+    steps = steps_of(options.size)
+    known = {step.experiment for step in steps}
+    if unknown := set(options.only) - known:
+        raise SystemExit(
+            f"no experiment {', '.join(sorted(unknown))} at this size; there are {', '.join(sorted(known))}"
+        )
+    return tuple(step for step in steps if not options.only or step.experiment in options.only)
+
+
+def plan(console: Console, steps: tuple[Step, ...], estimated: dict[str, float], runner: Runner) -> None:
+    """Every step with its estimate, before the first begins."""
+    done = [step.name for step in steps if runner.before(step)]
+    for step in steps:
+        state = "done" if step.name in done else minutes(estimated[step.name])
+        console.print(f"{step.name:<24} {state}", markup=False)
+    left = whole_time(steps, estimated, done, runner.jobs)
+    console.print(
+        f"about {minutes(left)} on {runner.jobs} free cores; results in {runner.folder}", markup=False
+    )
+
+
+def comparisons(options: Options, steps: tuple[Step, ...]) -> list[Compared]:
+    """Of the declared figures of the steps' experiments."""
+    parts = {step.experiment: step.part for step in steps}
+    return [
+        compare(figure, HERE, options.folder, options.size, parts[figure.experiment])
+        for figure in declared()
+        if figure.experiment in parts and options.size in figure.sizes
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

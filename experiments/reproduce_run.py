@@ -1,0 +1,148 @@
+"""Runs the steps of `reproduce.py`, a few at a time: what has ended is not run again, what fails stops only those that need it."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from reproduce_steps import Step
+
+from navtoken.report.markup import write_whole
+
+State = Literal["ended", "ended before", "failed", "not run"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step."""
+
+    state: State
+    seconds: float = 0.0
+    """By the clock."""
+    cpu_seconds: float = 0.0
+    """Of processors: what a busy machine lengthens least."""
+    why: str = ""
+
+    @property
+    def has_results(self) -> bool:
+        return self.state in ("ended", "ended before")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Where steps leave their results, and how they are started."""
+
+    folder: Path
+    python: str
+    jobs: int = 2
+    beat: float = 60.0
+    """Seconds at most between two lines about what is running."""
+
+    def run(self, steps: Sequence[Step], estimated: Mapping[str, float], say: Say) -> dict[str, Outcome]:
+        """The outcome of every step, by name."""
+        outcomes = {step.name: done for step in steps if (done := self.before(step))}
+        waiting = [step for step in steps if step.name not in outcomes]
+        running: dict[Future[Outcome], tuple[Step, float]] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            while True:
+                for step in [each for each in waiting if _lacks(each, outcomes)]:
+                    waiting.remove(step)
+                    outcomes[step.name] = Outcome("not run", why=f"needs {', '.join(step.needs)}")
+                for step in _ready(waiting, outcomes)[: self.jobs - len(running)]:
+                    waiting.remove(step)
+                    say(f"{step.name}: begins; estimated {minutes(estimated[step.name])}")
+                    running[pool.submit(self.launch, step)] = step, time.monotonic()
+                if not running:
+                    break
+                for future in wait(running, self.beat, FIRST_COMPLETED).done:
+                    step, _ = running.pop(future)
+                    outcomes[step.name] = future.result()
+                    say(self.told(step, outcomes[step.name]))
+                left = _left(waiting, running.values(), estimated) / self.jobs
+                names = ", ".join(step.name for step, _ in running.values()) or "nothing"
+                say(f"running: {names}; {len(outcomes)} of {len(steps)} done, about {minutes(left)} left")
+        return {step.name: outcomes[step.name] for step in steps}
+
+    def before(self, step: Step) -> Outcome | None:
+        """What is known of a step that ended in an earlier run with the same command."""
+        path = self._record(step)
+        if not path.exists():
+            return None
+        record = json.loads(path.read_text())
+        if record["command"] != list(step.command(self.python, self.folder)):
+            return None
+        return Outcome("ended before", record["seconds"], record["cpu_seconds"])
+
+    def launch(self, step: Step) -> Outcome:
+        """Run a step to its end, its output in a log of its own, and remember it if it succeeded."""
+        command = step.command(self.python, self.folder)
+        log = self.log(step)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # Models of the experiments are tiny: a second thread of one process would only wait.
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        started = time.monotonic()
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+            )
+            # What this one child used: `getrusage` would add up all of them.
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        seconds, cpu_seconds = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+        if process.returncode:
+            return Outcome("failed", seconds, cpu_seconds, f"exit status {process.returncode}, see {log}")
+        outcome = Outcome("ended", seconds, cpu_seconds)
+        write_whole(self._record(step), json.dumps({"command": command} | asdict(outcome), indent=1) + "\n")
+        return outcome
+
+    def told(self, step: Step, outcome: Outcome) -> str:
+        took = f"after {minutes(outcome.seconds)}, {minutes(outcome.cpu_seconds)} of processor time"
+        return f"{step.name}: {outcome.state} {took}" + (f" ({outcome.why})" if outcome.why else "")
+
+    def log(self, step: Step) -> Path:
+        return self.folder / "steps" / f"{_file(step)}.log"
+
+    def _record(self, step: Step) -> Path:
+        return self.folder / "steps" / f"{_file(step)}.json"
+
+
+def minutes(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def whole_time(
+    steps: Iterable[Step], estimated: Mapping[str, float], done: Iterable[str], jobs: int
+) -> float:
+    """Of the steps that are not done, spread over the jobs."""
+    return sum(estimated[step.name] for step in steps if step.name not in set(done)) / jobs
+
+
+def _left(
+    waiting: Iterable[Step], running: Iterable[tuple[Step, float]], estimated: Mapping[str, float]
+) -> float:
+    now = time.monotonic()
+    return sum(estimated[step.name] for step in waiting) + sum(
+        max(estimated[step.name] - (now - since), 0.0) for step, since in running
+    )
+
+
+def _ready(waiting: Sequence[Step], outcomes: Mapping[str, Outcome]) -> list[Step]:
+    return [step for step in waiting if all(need in outcomes for need in step.needs)]
+
+
+def _lacks(step: Step, outcomes: Mapping[str, Outcome]) -> bool:
+    """Whether something that it needs has ended without results."""
+    return any(need in outcomes and not outcomes[need].has_results for need in step.needs)
+
+
+def _file(step: Step) -> str:
+    return step.name.replace(" ", "_").replace("/", "_of_")
