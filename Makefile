@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 STAMPS := .venv/stamps
 
-.PHONY: demo test test-slow check reference docs bench pair router clean
+.PHONY: demo test test-slow check reference docs bench pair router reproduce reproduce-quick clean
 
 demo: $(STAMPS)/run
 	$(BIN)/navtoken demo $(ARGS)
@@ -49,6 +49,14 @@ pair: $(STAMPS)/run
 router: $(STAMPS)/run
 	$(BIN)/python experiments/routers.py --num $(ROUTER_NUM) --calibration-num $(CALIBRATION_NUM) $(ARGS)
 
+# Every committed experiment again, into build/reproduce/, and which figures agree: hours. Resumes where it stopped.
+reproduce: $(STAMPS)/rl
+	$(BIN)/python experiments/reproduce.py $(ARGS)
+
+# The same of fewer problems and steps, into build/reproduce-quick/: minutes.
+reproduce-quick: $(STAMPS)/rl
+	$(BIN)/python experiments/reproduce.py --size quick $(ARGS)
+
 # torch comes first and alone, so that an installer offered a CPU build takes it rather than one that drags CUDA in.
 $(STAMPS)/torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "navtoken needs Python >= 3.11; run: make PYTHON=python3.11")'
@@ -62,10 +70,15 @@ $(STAMPS)/run: $(STAMPS)/torch pyproject.toml
 	$(PIP) --editable .
 	@touch $@
 
+$(STAMPS)/rl: $(STAMPS)/torch pyproject.toml
+	@echo "installing navtoken with what training needs into .venv (once)"
+	$(PIP) --editable '.[rl]'
+	@touch $@ $(STAMPS)/run
+
 $(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
 	@echo "installing navtoken with its development tools into .venv (once)"
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(STAMPS)/run $(STAMPS)/docs
+	@touch $@ $(STAMPS)/run $(STAMPS)/rl $(STAMPS)/docs
 
 # The site is made of files; it needs nothing of what navtoken itself needs.
 $(STAMPS)/docs: constraints.txt pyproject.toml

@@ -6,9 +6,10 @@ Three cases, since a plain interval of two independent figures would be too wide
   than the declared tolerance.
 * `varies` is `training`: the two are independent draws on the same problems; they agree if |a - b| <= q * sqrt(se_a² + se_b²), q being 1.96,
   or Student's 2.78 (4 degrees of freedom) where both errors are of three seeds or steps. Errors over problems count though the problems are the same, so this is rather too wide.
-* small run: its problems are the first of the committed ones. With the same answers to them, the variance of the difference is se_small² - se_committed²
+* small run: its problems are the first of the committed ones, with the same noise. With the same answers to them, the variance of the difference is se_small² - se_committed²
   (a part against its whole), where se_small is se_committed * sqrt(N/n): the better-known error of the two, and never 0 by luck. Figures whose file
-  has no error take it from the small run's responses. The tolerance is added.
+  has no error take it from the small run's responses. The tolerance is added. Where files hold the answers problem by problem, the committed figure is taken
+  on the small run's problems, and the tolerance alone counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import Literal
 
-from reproduce_figures import Figure, Measured, MissingFigure, measured
+from reproduce_figures import Figure, Measured, MissingFigure, measured, on_shared_problems
 from reproduce_run import Outcome, minutes
 from reproduce_steps import Size, Step
 
@@ -52,6 +53,8 @@ def compare(figure: Figure, committed: Path, made: Path, size: Size, part: float
     was = measured(figure, committed)
     try:
         now = measured(figure, made)
+        if size == "quick" and figure.problems:
+            was, now = on_shared_problems(figure, committed, made)
         allowed, by_chance = _allowed(figure, was, now, size, part, made / "work")
     except (LookupError, OSError) as problem:
         return Compared(figure, was.value, None, None, why=str(problem.args[0] if problem.args else problem))
@@ -66,7 +69,7 @@ def _allowed(
             raise MissingFigure(f"{figure.name} has no standard error")
         of_three = figure.error == figure.place
         return (STUDENT_4 if of_three else NORMAL) * sqrt(was.error**2 + now.error**2), True
-    if size == "full" or figure.paired:
+    if size == "full" or figure.paired or figure.problems:
         return figure.tolerance, False
     if was.error is not None:
         error = was.error * sqrt(1 / part - 1)
@@ -126,7 +129,7 @@ def verdict_line(rows: Sequence[Compared]) -> str:
     exact = sum(not row.by_chance for row in outside)
     return (
         f"{len(compared)} of {len(rows)} figures compared, {len(outside)} not within. Of the {len(chance)} with an interval of 95 %, "
-        f"{len(outside) - exact} are outside, and up to {CHANCE * len(chance):.0f} were expected to be by chance alone; of the "
+        f"{len(outside) - exact} are outside, and about {CHANCE * len(chance):.1f} were expected to be by chance alone; of the "
         f"{len(compared) - len(chance)} that chance cannot move, {exact}, and none was expected to be."
     )
 

@@ -39,6 +39,8 @@ class Figure:
     """Where it can be compared."""
     paired: bool = False
     """Whether the small run makes the very same tokens, so that its size is no reason to differ."""
+    problems: Place | None = None
+    """Where the figure stands problem by problem, so that a small run is compared on the very problems that it has."""
     spread: Callable[[Path], float] | None = None
     """Standard error from the responses under the folder of traces, for a small run whose file holds none."""
 
@@ -57,16 +59,32 @@ class MissingFigure(LookupError):
 
 def measured(figure: Figure, results: Path) -> Measured:
     """The figure in the result files under `results` (`experiments/`, or what was made again)."""
-    path = results / figure.experiment / figure.file
-    if not path.exists():
-        raise MissingFigure(f"{path} is missing")
-    data = json.loads(path.read_text())
+    path, data = _read(figure, results)
     try:
         value = _mean(at(data, figure.place))
         error = None if figure.error is None else _error(at(data, figure.error))
     except (LookupError, TypeError) as problem:
         raise MissingFigure(f"{path} holds no {figure.name}: {problem}") from None
     return Measured(value, error)
+
+
+def on_shared_problems(figure: Figure, one: Path, other: Path) -> tuple[Measured, Measured]:
+    """The figure in two result files, of the problems that both have."""
+    assert figure.problems is not None
+    ours, theirs = (at(_read(figure, results)[1], figure.problems) for results in (one, other))
+    shared = ours.keys() & theirs.keys()
+    if not shared:
+        raise MissingFigure(f"no problem of {figure.name} is in both files")
+    means = (fmean(each[problem] for problem in shared) for each in (ours, theirs))
+    was, now = (Measured(value, None) for value in means)
+    return was, now
+
+
+def _read(figure: Figure, results: Path) -> tuple[Path, Any]:
+    path = results / figure.experiment / figure.file
+    if not path.exists():
+        raise MissingFigure(f"{path} is missing")
+    return path, json.loads(path.read_text())
 
 
 def at(data: Any, place: Place) -> Any:

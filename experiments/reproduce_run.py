@@ -64,7 +64,7 @@ class Runner:
                     step, _ = running.pop(future)
                     outcomes[step.name] = future.result()
                     say(self.told(step, outcomes[step.name]))
-                left = _left(waiting, running.values(), estimated) / self.jobs
+                left = pace(outcomes, estimated) * _left(waiting, running.values(), estimated) / self.jobs
                 names = ", ".join(step.name for step, _ in running.values()) or "nothing"
                 say(f"running: {names}; {len(outcomes)} of {len(steps)} done, about {minutes(left)} left")
         return {step.name: outcomes[step.name] for step in steps}
@@ -124,6 +124,12 @@ def whole_time(
 ) -> float:
     """Of the steps that are not done, spread over the jobs."""
     return sum(estimated[step.name] for step in steps if step.name not in set(done)) / jobs
+
+
+def pace(outcomes: Mapping[str, Outcome], estimated: Mapping[str, float]) -> float:
+    """Times as long as estimated that steps took which ended in this run: a busy machine, or another one."""
+    ended = {name: each.seconds for name, each in outcomes.items() if each.state == "ended"}
+    return sum(ended.values()) / sum(estimated[name] for name in ended) if ended else 1.0
 
 
 def _left(

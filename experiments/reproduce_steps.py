@@ -89,7 +89,7 @@ def _policies(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
 QUICK = (
     Step("definitions", "definitions.py", ("--num", "100", "--resamples", "300"), part=100 / 500),
     Step("embedded_pair", "embedded_pair.py", ("--num", "30"), work="--traces", part=30 / 200),
-    Step("entropy_pattern", "entropy_pattern.py", ("--num", "120"), work="--traces", part=120 / 500),
+    Step("entropy_pattern", "entropy_pattern.py", ("--num", "250"), work="--traces", part=250 / 500),
     Step("perturbation", "perturbation.py", ("--num", "25"), work="--traces", part=25 / 500),
     Step(
         "routing",
