@@ -6,7 +6,7 @@
 Results, logs and traces go to `build/reproduce/` or `build/reproduce-quick/`, and the table to `table.md` there. A step that ended is not run again; one that was interrupted
 goes on where it stopped; one that fails stops only those that need it. Estimates are of `reproduce/times.json`, which says where they were measured. The
 exit status is 1 where a step failed, a figure is missing or one that chance cannot move has moved, or where more figures are outside of their intervals than chance
-explains. How figures are compared is said in `reproduce_compare.py`.
+explains. `--no-run` makes the table of what is there. How figures are compared is said in `reproduce_compare.py`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 from reproduce_compare import Compared, all_is_well, compare, markdown
 from reproduce_declared import declared
-from reproduce_run import Runner, minutes, whole_time
+from reproduce_run import Outcome, Runner, minutes, whole_time
 from reproduce_steps import HERE, SKIPPED, Size, Step, estimates, steps_of
 from rich.console import Console
 
@@ -33,6 +33,8 @@ class Options:
     """Steps at a time, each on one core."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Names of experiments (folders of `experiments/`) in place of all; may be repeated."""
+    run: bool = True
+    """Whether steps are run at all; without, the table is of what is there."""
     out: Path | None = None
     """Folder of all that is made; `build/reproduce` or `build/reproduce-quick` by default."""
 
@@ -46,8 +48,11 @@ def main(options: Options) -> int:
     console = Console(soft_wrap=True)
     steps, estimated = chosen(options), estimates(options.size)
     runner = Runner(options.folder, sys.executable, options.jobs)
-    plan(console, steps, estimated, runner)
-    outcomes = runner.run(steps, estimated, lambda line: console.print(line, markup=False))
+    if options.run:
+        plan(console, steps, estimated, runner)
+        outcomes = runner.run(steps, estimated, lambda line: console.print(line, markup=False))
+    else:
+        outcomes = {step.name: runner.before(step) or Outcome("not run") for step in steps}
     rows = comparisons(options, steps)
     skipped = {} if options.only else SKIPPED[options.size]
     table = markdown(rows, steps, outcomes, skipped)

@@ -182,7 +182,7 @@ def routing() -> Iterator[Figure]:
 
 def rlvr_first_steps() -> Iterator[Figure]:
     """Top 20 %, seed 0, from the same base with the same noise: the first step is the same up to the files' five digits. Later ones are not, since
-    the number of groups drawn ahead has changed since the committed runs (23 before the first step, then 22): they are of other problems, and
+    the number of groups drawn ahead has changed since the committed runs (from 22 to 23 in the first step): they are of other problems, and
     count as three more draws."""
     file, run = "runs/top20_0.json", "top 20 %, seed 0"
     held: Place = ("held_out", where(step=0))

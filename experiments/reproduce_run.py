@@ -64,9 +64,7 @@ class Runner:
                     step, _ = running.pop(future)
                     outcomes[step.name] = future.result()
                     say(self.told(step, outcomes[step.name]))
-                left = pace(outcomes, estimated) * _left(waiting, running.values(), estimated) / self.jobs
-                names = ", ".join(step.name for step, _ in running.values()) or "nothing"
-                say(f"running: {names}; {len(outcomes)} of {len(steps)} done, about {minutes(left)} left")
+                say(_progress(waiting, running.values(), outcomes, estimated, self.jobs))
         return {step.name: outcomes[step.name] for step in steps}
 
     def before(self, step: Step) -> Outcome | None:
@@ -132,13 +130,23 @@ def pace(outcomes: Mapping[str, Outcome], estimated: Mapping[str, float]) -> flo
     return sum(ended.values()) / sum(estimated[name] for name in ended) if ended else 1.0
 
 
-def _left(
-    waiting: Iterable[Step], running: Iterable[tuple[Step, float]], estimated: Mapping[str, float]
-) -> float:
+def _progress(
+    waiting: Sequence[Step],
+    running: Iterable[tuple[Step, float]],
+    outcomes: Mapping[str, Outcome],
+    estimated: Mapping[str, float],
+    jobs: int,
+) -> str:
+    """What runs and for how long, against its estimate, and what is left of all."""
     now = time.monotonic()
-    return sum(estimated[step.name] for step in waiting) + sum(
-        max(estimated[step.name] - (now - since), 0.0) for step, since in running
-    )
+    spent = {step.name: now - since for step, since in running}
+    left = sum(estimated[step.name] for step in waiting)
+    left += sum(max(estimated[name] - seconds, 0.0) for name, seconds in spent.items())
+    told = [
+        f"{name} ({minutes(seconds)} of about {minutes(estimated[name])})" for name, seconds in spent.items()
+    ]
+    about = minutes(pace(outcomes, estimated) * left / jobs)
+    return f"running: {', '.join(told) or 'nothing'}; {len(waiting)} waiting, about {about} left"
 
 
 def _ready(waiting: Sequence[Step], outcomes: Mapping[str, Outcome]) -> list[Step]:

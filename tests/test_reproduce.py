@@ -207,7 +207,8 @@ def test_a_step_that_ended_is_not_run_again(tmp_path: Path, step) -> None:
     assert first["a"].state == "ended" and again["a"].state == "ended before"
     assert (folder / "a" / "ran").read_text() == "x"
     assert again["a"].cpu_seconds == first["a"].cpu_seconds > 0
-    assert any("a: begins; estimated 60 s" in line for line in said) and not said_again
+    assert any("a: begins; estimated 60 s" in line for line in said)
+    assert said[-1] == "running: nothing; 0 waiting, about 0 s left" and not said_again
     # With another size it is another step.
     other, _ = run(folder, step("a", arguments=("--num", "2")))
     assert other["a"].state == "ended" and (folder / "a" / "ran").read_text() == "xx"
@@ -265,6 +266,15 @@ def test_the_exit_status_and_the_table_tell(monkeypatch, tmp_path: Path, step, c
     # The same results, put where they belong.
     shutil.copytree(EXPERIMENTS / "embedded_pair", tmp_path / "made" / "embedded_pair", dirs_exist_ok=True)
     assert reproduce.main(options) == (0 if code == ENDS else 1)
+
+
+def test_the_table_of_what_is_there_runs_nothing(monkeypatch, tmp_path: Path, step) -> None:
+    made = step("a", out="embedded_pair")
+    monkeypatch.setattr(reproduce, "steps_of", lambda size: (made,))
+    monkeypatch.setattr(reproduce, "estimates", lambda size: {"a": 60.0})
+    assert reproduce.main(reproduce.Options(run=False, out=tmp_path / "made")) == 1
+    assert "| a | not run |" in (tmp_path / "made" / "table.md").read_text()
+    assert not (tmp_path / "made" / "embedded_pair").exists()
 
 
 def test_an_unknown_experiment_is_refused() -> None:
