@@ -71,6 +71,7 @@ ROUTER_NUM = 700
 
 OUT = Path("experiments/test_time_scaling")
 Stage = Literal["train", "draw", "labels", "report"]
+Question = Literal["policies", "training", "halves"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class Options:
     """Which stage."""
     part: str = "0/1"
     """Which of the arms are drawn: of N processes the i-th, counted from 0, as i/N."""
+    question: tyro.conf.UseAppendAction[tuple[Question, ...]] = ()
+    """Draw the arms of this question alone; may be repeated. All where left out."""
+    num: int | None = None
+    """Problems per family of every arm, in place of what is planned."""
+    samples: int | None = None
+    """Responses per problem at most, in place of what is planned."""
     rlvr: Path = Path("build/rlvr")
     """Folder of the runs of `experiments/rlvr.py`."""
     work: Path = Path("build/test_time_scaling")
@@ -128,12 +135,20 @@ def main(options: Options) -> None:
 
 
 def arms(options: Options) -> Iterator[Arm]:
-    """All of them, the first question's first."""
-    yield from policy_arms()
-    yield from trained_arms(options, 0)
-    yield from both_halves(options)
-    for seed in SEEDS[1:]:
-        yield from trained_arms(options, seed)
+    """Those that were asked for, what needs a training of this study's own last."""
+    for question, own in _questions(options):
+        if not options.question or question in options.question:
+            for arm in own:
+                num = arm.num if options.num is None else options.num
+                samples = arm.samples if options.samples is None else min(options.samples, arm.samples)
+                yield replace(arm, num=num, samples=samples)
+
+
+def _questions(options: Options) -> Iterator[tuple[Question, Iterator[Arm]]]:
+    yield "policies", policy_arms()
+    for seed in SEEDS:
+        yield "training", trained_arms(options, seed)
+    yield "halves", both_halves(options)
 
 
 def policy_arms() -> Iterator[Arm]:

@@ -111,8 +111,9 @@ class Found:
 def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> None:
     """Write `scale.json`, `table.md`, `readme.md` and the pictures into `out`."""
     folders = {arm.name: work / "arms" / arm.folder for arm in arms}
-    found = {question: of_question(question, folders) for question in GROUPS}
-    labels = json.loads((work / "labels.json").read_text())
+    found = {question: of_question(question, folders) for question in GROUPS if _drawn(question, folders)}
+    labelled = work / "labels.json"
+    labels = json.loads(labelled.read_text()) if labelled.exists() else {}
     kept = {
         question: {
             "rows": [_figures(row) for row in each.rows if row["budget"] is None or row["k"] in (1, 16)],
@@ -121,15 +122,23 @@ def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> No
         }
         for question, each in found.items()
     }
-    provenance = {name: _provenance(folder) for name, folder in folders.items()}
+    asked = {arm for question in found for arms in GROUPS[question].values() for arm in arms}
+    provenance = {name: _provenance(folders[name]) for name in folders if name in asked}
     result = plain({**kept, "labels": labels, "provenance": provenance})
     write_whole(out / "scale.json", json.dumps(result) + "\n")
     text = markdown(found, labels)
     write_whole(out / "table.md", text)
-    write_whole(out / "readme.md", _table(found["policies"], short=True) + "\n")
+    if "policies" in found:
+        write_whole(out / "readme.md", _table(found["policies"], short=True) + "\n")
     for name, (section, columns) in pictures(found).items():
         write_svg(section, out / f"{name}.svg", columns=columns)
     console.print(text, markup=False)
+
+
+def _drawn(question: str, folders: Mapping[str, Path]) -> bool:
+    """Whether all of its arms are there."""
+    arms = [arm for own in GROUPS[question].values() for arm in own]
+    return all(arm in folders and (folders[arm] / "table.json").exists() for arm in arms)
 
 
 def of_question(question: str, folders: Mapping[str, Path]) -> Found:
@@ -230,10 +239,11 @@ def markdown(found: Mapping[str, Found], labels: Mapping[str, list[Row]]) -> str
     ]
     for question, each in found.items():
         parts += [f"## {TITLES[question]}", _table(each), _differences(each)]
-    parts += [
-        "## Labels on test problems: where the SLM parts from each LLM, and what the router that ships finds",
-        _labels(labels),
-    ]
+    if labels:
+        parts += [
+            "## Labels on test problems: where the SLM parts from each LLM, and what the router that ships finds",
+            _labels(labels),
+        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -333,31 +343,37 @@ def _ends(interval: Mapping[str, float], scale: float = 1) -> str:
 
 def pictures(found: Mapping[str, Found]) -> dict[str, tuple[Drawn, int]]:
     """By file name: one per question, and its columns."""
-    alone = found["policies"].scaled(["slm", *ROUTERS, "llm"])
-    costs = costs_section(found["policies"].scaled())
-    kept = [panel for panel in costs.panels if "FLOPs" in panel.title or "bytes" in panel.title]
-    return {
-        "samples": (samples_section(alone), 3),
-        "tokens": (budget_sections(alone)[0], 3),
-        "cost": (replace(costs, panels=kept), 2),
-        "training": (samples_section(found["training"].scaled()), 3),
-        "diversity": (diversity(found), 2),
-        "halves": (halves(found), 1),
-    }
+    made: dict[str, tuple[Drawn, int]] = {}
+    if "policies" in found:
+        alone = found["policies"].scaled(["slm", *ROUTERS, "llm"])
+        costs = costs_section(found["policies"].scaled())
+        kept = [panel for panel in costs.panels if "FLOPs" in panel.title or "bytes" in panel.title]
+        made |= {
+            "samples": (samples_section(alone), 3),
+            "tokens": (budget_sections(alone)[0], 3),
+            "cost": (replace(costs, panels=kept), 2),
+        }
+    if "training" in found:
+        made["training"] = (samples_section(found["training"].scaled()), 3)
+    if told := [question for question in ("policies", "training") if question in found]:
+        made["diversity"] = (diversity({question: found[question] for question in told}), 2)
+    if "halves" in found:
+        made["halves"] = (halves(found), 1)
+    return made
 
 
 def diversity(found: Mapping[str, Found]) -> PanelsSection:
     """Different answers among k samples."""
     panels = []
-    for question, title in (("policies", "policies"), ("training", "training, countdown")):
-        rows = found[question].scaled().whole
+    for question, own in found.items():
+        rows = own.scaled().whole
         curves = [
             _curve(name, [row for row in rows if row["policy"] == name], "k", "distinct", 1)
             for name in dict.fromkeys(row["policy"] for row in rows)
         ]
         panels.append(
             CurvesSection(
-                f"different answers, {title}",
+                TITLES[question],
                 curves,
                 "samples k (log scale)",
                 "answers",
