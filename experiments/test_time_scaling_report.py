@@ -346,15 +346,17 @@ def pictures(found: Mapping[str, Found]) -> dict[str, tuple[Drawn, int]]:
     made: dict[str, tuple[Drawn, int]] = {}
     if "policies" in found:
         alone = found["policies"].scaled(["slm", *ROUTERS, "llm"])
-        costs = costs_section(found["policies"].scaled())
+        costs = costs_section(
+            found["policies"].scaled(["slm", *ROUTERS[1:], "hindsight", "speculative", "llm"])
+        )
         kept = [panel for panel in costs.panels if "FLOPs" in panel.title or "bytes" in panel.title]
         made |= {
-            "samples": (samples_section(alone), 3),
-            "tokens": (budget_sections(alone)[0], 3),
+            "samples": (_many(samples_section(alone)), 2),
+            "tokens": (budget_sections(alone)[0], 2),
             "cost": (replace(costs, panels=kept), 2),
         }
     if "training" in found:
-        made["training"] = (samples_section(found["training"].scaled()), 3)
+        made["training"] = (_many(samples_section(found["training"].scaled())), 2)
     if told := [question for question in ("policies", "training") if question in found]:
         made["diversity"] = (diversity({question: found[question] for question in told}), 2)
     if "halves" in found:
@@ -362,11 +364,16 @@ def pictures(found: Mapping[str, Found]) -> dict[str, tuple[Drawn, int]]:
     return made
 
 
+def _many(section: PanelsSection) -> PanelsSection:
+    """Without avg@k, which is the same at every k and where the others begin."""
+    return replace(section, panels=section.panels[1:])
+
+
 def diversity(found: Mapping[str, Found]) -> PanelsSection:
-    """Different answers among k samples."""
+    """Different answers among k samples; speculative decoding has the LLM's."""
     panels = []
     for question, own in found.items():
-        rows = own.scaled().whole
+        rows = [row for row in own.scaled().whole if row["policy"] != "speculative"]
         curves = [
             _curve(name, [row for row in rows if row["policy"] == name], "k", "distinct", 1)
             for name in dict.fromkeys(row["policy"] for row in rows)
@@ -376,7 +383,7 @@ def diversity(found: Mapping[str, Found]) -> PanelsSection:
                 TITLES[question],
                 curves,
                 "samples k (log scale)",
-                "answers",
+                f"different answers, {question}",
                 x_ticks=(1, 4, 16, 64),
                 x_log=True,
                 band=True,

@@ -250,7 +250,7 @@ def _curves(title: str, rows: Sequence[Row], x: str, name: str, x_label: str) ->
     policies = dict.fromkeys(row["policy"] for row in rows)
     own = {policy: [row for row in rows if row["policy"] == policy] for policy in policies}
     curves = [curve for policy in policies if (curve := _curve(policy, own[policy], x, name))]
-    return _panel(title, curves, x_label, "right")
+    return _panel(title, curves, x_label, title.partition(" against ")[0])
 
 
 def _curve(label: str, rows: Sequence[Mapping[str, Any]], x: str, name: str) -> Curve | None:
