@@ -27,6 +27,7 @@ def declared() -> list[Figure]:
         *routing(),
         *rlvr_first_steps(),
         *rlvr(),
+        *test_time_scaling(),
     ]
 
 
@@ -220,3 +221,28 @@ def rlvr() -> Iterator[Figure]:
         place = ("differences", f"{arm} - all", "countdown")
         name = f"{arm} less all, countdown (points)"
         yield _percent("rlvr", "summary.json", name, 0.01, (*place, "value"), (*place, "error"), **trained)
+
+
+def test_time_scaling() -> Iterator[Figure]:
+    names = ("slm", "router 10%", "router 15%", "router 20%", "hindsight", "speculative", "llm")
+    for policy in names:
+        for metric, k in (("avg", 1), ("maj", 16), ("pass", 16), ("maj", 64), ("pass", 64)):
+            if k == 64 and policy in ("hindsight", "speculative"):
+                continue
+            more = {} if k < 64 else {"sizes": FULL_ONLY}
+            yield _scaled("policies", policy, "mean", metric, k, 0.02, **more)
+    trained = {"varies": "training", "sizes": FULL_ONLY}
+    for arm in ("all tokens", "top 20 %", "random 20 %"):
+        for metric, k in (("avg", 1), ("maj", 16), ("pass", 64)):
+            yield _scaled("training", arm, "countdown", metric, k, 0.02, **trained)
+    for pair in ("base", "base on forks"):
+        yield _scaled("halves", f"router 20%, {pair}", "mean", "avg", 1, 0.02, **trained)
+
+
+def _scaled(
+    question: str, policy: str, task: str, metric: str, k: int, tolerance: float, **more: object
+) -> Figure:
+    row = (question, "rows", where(policy=policy, task=task, k=k, budget=None))
+    name = f"{question}, {policy}: {metric}@{k} (%)"
+    place, error = (*row, metric), (*row, f"{metric}_se")
+    return _percent("test_time_scaling", "scale.json", name, tolerance, place, error, **more)

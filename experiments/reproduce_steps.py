@@ -53,7 +53,35 @@ def _halves(stage: str, needs: tuple[str, ...] = ()) -> tuple[Step, ...]:
 
 
 _TUNED = ("rlvr tune 1/2", "rlvr tune 2/2")
-_TRAINED = ("rlvr base", *(f"rlvr {stage} {half}/2" for stage in ("arms", "fractions") for half in (1, 2)))
+_ARMS = ("rlvr arms 1/2", "rlvr arms 2/2")
+_TRAINED = (
+    "rlvr base",
+    *(f"rlvr {stage} {half}/2" for stage in ("arms", "fractions", "length") for half in (1, 2)),
+)
+
+
+def _scaling(stage: str, *arguments: str, needs: tuple[str, ...] = (), part: float = 1.0) -> Step:
+    given = (
+        stage.partition(" ")[0],
+        *arguments,
+        "--rlvr",
+        "{folder}/work/rlvr",
+        "--tuned",
+        "{folder}/rlvr/runs",
+    )
+    name = f"test_time_scaling {stage}"
+    return Step(name, "test_time_scaling.py", given, needs, out="test_time_scaling", part=part)
+
+
+def _scaling_steps() -> tuple[Step, ...]:
+    """The study, which needs the trained models; what is drawn last needs what it trains itself."""
+    train = _scaling("train", needs=_ARMS)
+    draws = [
+        _scaling(f"draw {half + 1}/2", "--part", f"{half}/2", needs=(*_ARMS, train.name)) for half in range(2)
+    ]
+    labels = _scaling("labels", needs=_ARMS)
+    return train, *draws, labels, _scaling("report", needs=(*(draw.name for draw in draws), labels.name))
+
 
 FULL = (
     Step("definitions", "definitions.py"),
@@ -71,7 +99,9 @@ FULL = (
     *_halves("tune"),
     *_halves("arms", _TUNED),
     *_halves("fractions", _TUNED),
+    *_halves("length", _ARMS),
     _rl("report", "report", needs=_TRAINED),
+    *_scaling_steps(),
 )
 
 GREEDY = (
@@ -85,6 +115,8 @@ SAMPLED = ("slm", "router,share=0.15", "llm")
 def _policies(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for name in names for part in (option, name))
 
+
+_FEW = ("--question", "policies", "--num", "8", "--samples", "16")
 
 QUICK = (
     Step("definitions", "definitions.py", ("--num", "100", "--resamples", "300"), part=100 / 500),
@@ -107,16 +139,18 @@ QUICK = (
         *("arms", "--run", "top20_0", "--steps", "4", "--learning-rate", "3e-4", "--num", "0"),
         part=200 / 500,
     ),
+    _scaling("draw", *_FEW, part=8 / 50),
+    _scaling("report", *_FEW, needs=("test_time_scaling draw",), part=8 / 50),
 )
 
 SKIPPED: dict[Size, dict[str, str]] = {
     "full": {
-        "rlvr length": "no committed results",
         "router_ablation": "no committed results",
     },
     "quick": {
         "routers": "a router of fewer labels is another router; the shares of labels are compared under definitions",
-        "rlvr tune, arms, fractions": "a shorter training is another training; the first steps of one run are compared, step by step",
+        "test_time_scaling, all but policies": "the trained models are not there",
+        "rlvr tune, arms, fractions, length": "a shorter training is another training; the first steps of one run are compared, step by step",
     },
 }
 

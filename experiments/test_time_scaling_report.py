@@ -71,11 +71,19 @@ COMPARED = {
     "halves": [
         ("base on forks", "base"),
         ("slm on forks", "slm"),
+        *((f"{router}, base", "base") for router in ROUTERS),
         *((f"{router}, base on forks", f"{router}, base") for router in ROUTERS),
         *((f"own {router}, slm on forks", f"own {router}, slm") for router in ROUTERS),
     ],
 }
 """By question: (one, another), whose differences are told."""
+ACROSS = {
+    "policies": [
+        *((policy, 4 * k, "llm", k) for k in (1, 4) for policy in ("router 20%", "speculative", "hindsight")),
+        ("slm", 64, "llm", 4),
+    ],
+}
+"""By question: (one, its k, another, its k), which read about as many bytes."""
 TITLES = {
     "policies": "Policies of the pair, mean of three families",
     "training": "Training from the base, on countdown, mean of three seeds",
@@ -102,6 +110,10 @@ class Found:
     differences: list[Row]
     shares: dict[str, Row]
     """LLM shares, by name, and those of one less another."""
+    across: list[Row]
+    """One less another at another k, and what one costs in parts of the other."""
+    by_seed: list[Row]
+    """Rows of arms that are averaged, one by one."""
 
     def scaled(self, names: Sequence[str] | None = None) -> Scaled:
         rows = [row for row in self.rows if names is None or row["policy"] in names]
@@ -116,9 +128,11 @@ def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> No
     labels = json.loads(labelled.read_text()) if labelled.exists() else {}
     kept = {
         question: {
-            "rows": [_figures(row) for row in each.rows if row["budget"] is None or row["k"] in (1, 16)],
+            "rows": [_figures(row) for row in each.rows if row["budget"] is None or question == "policies"],
             "differences": [_figures(row) for row in each.differences],
             "shares": {name: _figures(row) for name, row in each.shares.items()},
+            "across": [_figures(row) for row in each.across],
+            "by_seed": [_figures(row) for row in each.by_seed],
         }
         for question, each in found.items()
     }
@@ -152,7 +166,28 @@ def of_question(question: str, folders: Mapping[str, Path]) -> Found:
         for row in averaged({each: names[each] for each in (other, one)}, read).differences(RESAMPLING)
         if row["budget"] is None
     ]
-    return Found(together.rows(RESAMPLING), differences, llm_shares(question, folders))
+    rows = together.rows(RESAMPLING)
+    across = [_across(together, rows, *pair) for pair in ACROSS.get(question, ())]
+    seeds = {arm: [arm] for arms in names.values() for arm in arms if len(arms) > 1}
+    by_seed = [row for row in averaged(seeds, read).rows(RESAMPLING) if row["budget"] is None]
+    return Found(rows, differences, llm_shares(question, folders), across, by_seed)
+
+
+def _across(together: Measurements, rows: Sequence[Row], one: str, k: int, other: str, other_k: int) -> Row:
+    """One at k less another at its k, problem by problem, and its costs over the other's."""
+    chosen = {one: k, other: other_k}
+    values = {
+        setting._replace(k=1): own
+        for setting, own in sorted(together.values.items(), key=lambda item: item[0].policy == one)
+        if setting.budget is None and chosen.get(setting.policy) == setting.k
+    }
+    found = Scaled.over_tasks(Measurements(values, {}).differences(RESAMPLING))[-1]
+    assert (found["policy"], found["less"]) == (one, other)
+    whole = {(row["policy"], row["k"]): row for row in Scaled(list(rows), [], {}, {}).whole}
+    costs = {
+        f"{name}_ratio": whole[one, k][name] / whole[other, other_k][name] for name in ("bytes", "flops")
+    }
+    return found | {"k": k, "less_k": other_k} | costs
 
 
 def averaged(names: Mapping[str, Sequence[str]], read: Mapping[str, Measurements]) -> Measurements:
@@ -238,7 +273,13 @@ def markdown(found: Mapping[str, Found], labels: Mapping[str, list[Row]]) -> str
         "Drawn at T = 1; percentages with 95 % bootstrap intervals over problems. Tokens and FLOPs per problem at that k."
     ]
     for question, each in found.items():
-        parts += [f"## {TITLES[question]}", _table(each), _differences(each)]
+        parts += [
+            f"## {TITLES[question]}",
+            _table(each),
+            _differences(each),
+            _across_table(each),
+            _seeds(each),
+        ]
     if labels:
         parts += [
             "## Labels on test problems: where the SLM parts from each LLM, and what the router that ships finds",
@@ -302,6 +343,34 @@ def _differences(found: Found) -> str:
         ]
         lines.append(f"| {one} less {other} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _across_table(found: Found) -> str:
+    if not found.across:
+        return ""
+    lines = [
+        "| at about as many bytes (points) | maj@k | pass@k | bytes | FLOPs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in found.across:
+        cells = [
+            f"{row['policy']}, k = {row['k']}, less {row['less']}, k = {row['less_k']}",
+            _spread(row, "maj"),
+            _spread(row, "pass"),
+            *(f"x {row[f'{name}_ratio']:.2f}" for name in ("bytes", "flops")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _seeds(found: Found) -> str:
+    """Seeds one by one: arm and seed, then avg@1, pass@64, maj@64."""
+    told = [
+        f"{row['policy']} {100 * row['avg']:.1f}, {100 * row['pass']:.1f}, {100 * row['maj']:.1f}"
+        for row in found.by_seed
+        if row["k"] == 64
+    ]
+    return f"Seed by seed, avg, pass@64 and maj@64: {'; '.join(told)}." if told else ""
 
 
 def _spread(row: Mapping[str, Any] | None, name: str, short: bool = False, scale: float = 100) -> str:
@@ -426,8 +495,17 @@ def _curve(name: str, rows: Sequence[Row], x: str, y: str, scale: float) -> Curv
 
 
 def _figures(row: Mapping[str, Any]) -> Row:
-    """In five digits: the file is committed."""
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+    """In five digits, as the file is committed; intervals as standard errors, too. Seconds are those of a machine that others used."""
+    errors = {
+        f"{name}_se": (value - row[f"{name}_low"]) / (2 * 1.96)
+        for end, value in row.items()
+        if end.endswith("_high") and (name := end.removesuffix("_high"))
+    }
+    return {
+        name: float(f"{value:.5g}") if isinstance(value, float) else value
+        for name, value in (errors | dict(row)).items()
+        if not name.startswith("seconds")
+    }
 
 
 def _provenance(folder: Path) -> Row:

@@ -49,6 +49,22 @@ def test_seeds_are_averaged_within_a_problem(told) -> None:
     assert found.values[Setting("first", "countdown", 1)]["a"]["pass"] == 1.0
 
 
+def test_another_k_is_compared_problem_by_problem_at_its_cost(told) -> None:
+    def at(k: int, value: float, cost: float) -> dict[str, dict[str, float]]:
+        return {problem: dict.fromkeys(METRICS, value) | {"bytes": cost, "flops": cost} for problem in "abc"}
+
+    values = {
+        Setting("llm", "countdown", 1): at(1, 0.5, 8.0),
+        Setting("llm", "countdown", 4): at(4, 0.9, 32.0),
+        Setting("router", "countdown", 1): at(1, 0.25, 1.0),
+        Setting("router", "countdown", 4): at(4, 0.75, 4.0),
+    }
+    together = Measurements(values, {"llm": 4, "router": 4})
+    found = told._across(together, together.rows(told.RESAMPLING), "router", 4, "llm", 1)
+    assert (found["maj"], found["maj_low"]) == (0.25, 0.25)
+    assert (found["bytes_ratio"], found["k"], found["less_k"]) == (0.5, 4, 1)
+
+
 def test_seeds_of_other_problems_are_refused(told) -> None:
     read = {"one": measured("llm", {"a": 1.0}), "two": measured("llm", {"b": 1.0})}
     with pytest.raises(ValueError, match="different problems"):
@@ -98,3 +114,25 @@ def test_an_arm_is_drawn_once_and_measured_at_every_k_that_it_has(study, tmp_pat
     before = (folder / "table.json").stat().st_mtime_ns
     study.draw(replace(arm, policy="no such policy"), tmp_path, QUIET)
     assert (folder / "table.json").stat().st_mtime_ns == before
+
+
+def test_the_slm_is_trained_as_the_arms_were(study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(study, "train_rl", lambda options, console: asked.append(options))
+    options = study.Options("train", work=tmp_path, tuned=ROOT / "experiments" / "rlvr" / "runs")
+    study.trained_slm(options, QUIET)
+    (own,) = asked
+    assert (own.model, own.selection.select, own.update.learning_rate) == (
+        "embedded:slm",
+        "top_entropy:0.2",
+        3e-4,
+    )
+    (tmp_path / "slm" / "model").mkdir(parents=True)
+    study.trained_slm(options, QUIET)
+    assert len(asked) == 1
+
+
+def test_one_question_is_drawn_as_small_as_asked(study) -> None:
+    own = list(study.arms(study.Options("draw", question=("policies",), num=8, samples=32)))
+    assert [arm.name for arm in own] == [arm.name for arm in study.policy_arms()]
+    assert {(arm.num, arm.samples) for arm in own} == {(8, 16), (8, 32)}
