@@ -4,12 +4,13 @@
     .venv/bin/python experiments/rlvr.py tune          # the learning rate, on arm `all` only
     .venv/bin/python experiments/rlvr.py arms          # all, top 20 %, bottom 80 %, random 20 %
     .venv/bin/python experiments/rlvr.py fractions     # top 10 and 50 %, next to 20 and 100
-    .venv/bin/python experiments/rlvr.py length        # the runs of all and top 20 % go on with a larger length limit
+    .venv/bin/python experiments/rlvr.py length        # the runs of all and top 20 % go on, with a larger length limit and without
     .venv/bin/python experiments/rlvr.py report        # tables and pictures of what is there
 
 Each run resumes where it stopped, and when it ends writes `experiments/rlvr/runs/NAME.json`: losses and metrics of every step, accuracy on
 held-out problems problem by problem, drift, provenance. `--part 0/2` and `--part 1/2` share a stage's runs between two
-processes. What was fixed before the first run, and why, is in `PLAN`.
+processes. Results that are there (those that are committed, in a clone) are not made again: `--out build/rlvr_again --learning-rate 3e-4`
+makes models and results anew beside them. What was fixed before the first run, and why, is in `PLAN`.
 """
 
 import json
@@ -97,6 +98,8 @@ class Planned:
 
     name: str
     options: TrainRLOptions
+    test_tokens: int = TOKENS
+    """Length limit of its test on countdown."""
 
 
 def main(options: Options) -> None:
@@ -144,7 +147,8 @@ def _runs(options: Options) -> Iterator[Planned]:
             if stage != "length":
                 yield planned
             elif arm in LONGER_ARMS:
-                yield _longer(planned, work)
+                yield _gone_on(planned, "longer", LONGER_TOKENS)
+                yield _gone_on(planned, "more", TOKENS)
 
 
 def planned_run(name: str, select: str, seed: int, rate: float, work: Path, steps: int = STEPS) -> Planned:
@@ -172,16 +176,17 @@ def planned_run(name: str, select: str, seed: int, rate: float, work: Path, step
     return Planned(name, options)
 
 
-def _longer(planned: Planned, work: Path) -> Planned:
-    name = f"{planned.name}_longer"
+def _gone_on(planned: Planned, suffix: str, tokens: int) -> Planned:
+    """More steps with a length limit; the test has the larger one whatever it is."""
+    name = f"{planned.name}_{suffix}"
     options = replace(
         planned.options,
         continue_from=planned.options.out,
         steps=LONGER_STEPS,
-        rollout=replace(planned.options.rollout, max_tokens=LONGER_TOKENS),
-        out=work / name,
+        rollout=replace(planned.options.rollout, max_tokens=tokens),
+        out=planned.options.out.with_name(name),
     )
-    return Planned(name, options)
+    return Planned(name, options, LONGER_TOKENS)
 
 
 def tuned_rate(runs: Path) -> float:
@@ -209,7 +214,7 @@ def _run(planned: Planned, options: Options, console: Console) -> None:
     result = train_rl(planned.options, console)
     journal = Journal(planned.options.out)
     untested = planned.name.startswith("tune") or not options.num
-    tested = {} if untested else test(result["model"], planned.options, options.num)
+    tested = {} if untested else test(result["model"], planned.test_tokens, options.num)
     record = {
         "name": planned.name,
         "select": planned.options.selection.select,
@@ -229,7 +234,7 @@ def _tested_longer(longer: Planned, options: Options, console: Console) -> None:
     start = longer.options.continue_from
     assert start is not None
     path = options.out / "runs" / f"{start.name}_limit.json"
-    if path.exists():
+    if path.exists() or not options.num:
         return
     console.print(f"{start.name}: tested with {LONGER_TOKENS} tokens")
     record = {
@@ -237,7 +242,7 @@ def _tested_longer(longer: Planned, options: Options, console: Console) -> None:
         "select": longer.options.selection.select,
         "seed": longer.options.seed,
         "drift": [],
-        "test": test(str(start / "model"), longer.options, options.num),
+        "test": test(str(start / "model"), longer.test_tokens, options.num),
         "provenance": provenance({}, model=str(start / "model"), max_tokens=LONGER_TOKENS),
     }
     write_whole(path, json.dumps(record, default=str) + "\n")
@@ -252,11 +257,10 @@ def _figures(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test(model: str, options: TrainRLOptions, num: int) -> dict[str, Any]:
+def test(model: str, limit: int, num: int) -> dict[str, Any]:
     """Accuracy problem by problem, at T = 1 on all families and greedily on the one that was trained on."""
     loaded = load_model(model)
     pair = ModelPair(loaded, loaded)
-    limit = options.rollout.max_tokens
     tests = {
         "countdown": ("countdown", num, HeldOutOptions(4, 1.0, limit, TEST_SEED)),
         "countdown, greedy": ("countdown", num, HeldOutOptions(1, 0.0, limit, TEST_SEED)),
@@ -273,8 +277,7 @@ def test(model: str, options: TrainRLOptions, num: int) -> dict[str, Any]:
 
 def base_tested(options: Options) -> None:
     """The base itself, tested as the runs are."""
-    planned = planned_run("base", "all", 0, 0.0, options.work).options
-    record = {"name": "base", "test": test("embedded:base", planned, options.num)}
+    record = {"name": "base", "test": test("embedded:base", TOKENS, options.num)}
     write_whole(options.out / "runs" / "base.json", json.dumps(record) + "\n")
 
 

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -28,14 +28,15 @@ ARMS = {
 FOUR = ("all", "top20", "bottom80", "random20")
 RHO = ("top10", "top20", "top50", "all")
 TESTS = ("countdown", "countdown, greedy", "knights", "arithmetic")
-AGAIN, LIMIT, LONGER = "_again", "_limit", "_longer"
+AGAIN, LIMIT, MORE, LONGER = "_again", "_limit", "_more", "_longer"
 SUFFIXES = {
     "": "",
     AGAIN: ", run again",
     LIMIT: ", tested with the larger limit",
-    LONGER: ", gone on with it",
+    MORE: ", 10 more steps with the smaller one",
+    LONGER: ", 10 more steps with it",
 }
-"""Of names of runs: the same training on another machine; the same runs tested with a larger length limit; trained on with it."""
+"""Of names of runs: the same training on another machine, and of those, or else of the first ones: tested with a larger length limit, trained on."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
 def _longer_markdown(arms: Mapping[str, Sequence[Run]]) -> str:
     """What going on with a larger length limit changed, by arm."""
     told = []
-    for arm in (each for each in _ordered(arms) if _parted(each)[1] in (LIMIT, LONGER)):
+    for arm in (each for each in _ordered(arms) if _parted(each)[1] in (LIMIT, MORE, LONGER)):
         for before in (each for each in _before(arm) if each in arms):
             gained = [_versus(difference(arms[arm], arms[before], test)) for test in TESTS[:2]]
             told.append(f"{_named(arm)} less {_named(before)} {gained[0]}, greedy {gained[1]}")
@@ -200,7 +201,9 @@ def _percent(*values: float) -> str:
 
 
 def _versus(found: Difference) -> str:
-    return f"{100 * found.value:+.1f} ± {100 * found.error:.1f}"
+    return f"{100 * found.value:+.1f}" + (
+        f" ± {100 * found.error:.1f}" if isfinite(found.error) else " (one seed)"
+    )
 
 
 def _all_tokens(arm: str) -> str:
@@ -211,7 +214,12 @@ def _all_tokens(arm: str) -> str:
 def _before(arm: str) -> list[str]:
     """What an arm was before it was run again, or went on: what it went on from is tested with its own limit."""
     name, suffix = _parted(arm)
-    return {AGAIN: [name], LIMIT: [name + AGAIN, name], LONGER: [name + LIMIT]}.get(suffix, [])
+    return {
+        AGAIN: [name],
+        LIMIT: [name + AGAIN, name],
+        MORE: [name + LIMIT],
+        LONGER: [name + MORE, name + LIMIT],
+    }.get(suffix, [])
 
 
 def _controls(arm: str, arms: Mapping[str, Any]) -> list[str]:

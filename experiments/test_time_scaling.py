@@ -5,7 +5,8 @@
     .venv/bin/python experiments/test_time_scaling.py labels    # does the router still find where the models part?
     .venv/bin/python experiments/test_time_scaling.py report    # tables and pictures of what is there
 
-The large models come from `experiments/rlvr.py arms`, which has to run first. Each stage goes on where it stopped; `--part 0/2` and
+The large models come from `experiments/rlvr.py arms` (in a clone, whose committed results would do: `--out build/rlvr_again --learning-rate 3e-4`),
+which has to run first. Each stage goes on where it stopped; `--part 0/2` and
 `--part 1/2` share the arms of `draw` between two processes. `report` writes `experiments/test_time_scaling/`: `scale.json` (rows,
 differences, LLM shares, labels, provenance), `table.md`, `readme.md`, and a picture per question. What was fixed before the first draw, and
 why, is in `PLAN`.
@@ -30,6 +31,7 @@ from navtoken.commands.label_inputs import RESPONSES
 from navtoken.commands.scale import MEASUREMENTS, ScaleOptions, measurements
 from navtoken.engine import SamplingParams
 from navtoken.evaluation import EvaluateOptions, evaluate
+from navtoken.evaluation.measurements import Measurements
 from navtoken.generation import GenerationOptions, ModelOptions
 from navtoken.generation.options import FAMILIES
 from navtoken.policies.router import embedded_router
@@ -224,8 +226,15 @@ def draw(arm: Arm, work: Path, console: Console) -> None:
     folder = work / "arms" / arm.folder
     table = folder / "table.json"
     if table.exists():
+        check_same(arm, folder)
         console.print(f"{arm.name}: done")
         return
+    for model in (arm.slm, arm.llm):
+        if not model.startswith("embedded:") and not Path(model).exists():
+            raise SystemExit(
+                f"'{model}' is missing; make it with `experiments/rlvr.py arms --out build/rlvr_again --learning-rate 3e-4`, or with "
+                "the stage `train` where it lies in --work"
+            )
     console.print(f"{arm.name}: {arm.policy}, {arm.num} problems x {arm.samples} of {', '.join(arm.tasks)}")
     generation = GenerationOptions(
         task=arm.tasks,
@@ -247,6 +256,23 @@ def draw(arm: Arm, work: Path, console: Console) -> None:
     write_whole(folder / MEASUREMENTS, json.dumps(measured.as_json(), allow_nan=False) + "\n")
     rows = evaluate(EvaluateOptions(options.models, generation, folder), pair, console).rows
     write_whole(table, json.dumps(plain(rows)) + "\n")
+
+
+def check_same(arm: Arm, folder: Path) -> None:
+    """Raise `SystemExit` where a folder holds another arm: other problems, samples, policy or models."""
+    kept = Measurements.read(folder / MEASUREMENTS).provenance["arguments"]
+    found = {
+        "num": (kept["num"], arm.num),
+        "samples": (kept["samples"], arm.samples),
+        "policy": (kept["policy"], [arm.policy]),
+        "task": (kept["task"], list(arm.tasks)),
+        "llm": (kept["llm"], arm.llm),
+    }
+    for name, (had, wanted) in found.items():
+        if had != wanted:
+            raise SystemExit(
+                f"'{folder}' was drawn with {name} {had}, not {wanted}; move it away, or give another --work"
+            )
 
 
 # ---- the other half of the pair -------------------------------------------------------------------------------

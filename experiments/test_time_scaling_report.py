@@ -28,6 +28,16 @@ RESAMPLING = Resampling(2000, 0)
 ROUTERS = ("router 10%", "router 15%", "router 20%")
 SEEDS = (0, 1, 2)
 
+LLMS = {
+    "base": "base on all",
+    "base on all tokens": "all 0 on all",
+    "base on forks": "top20 0 on all",
+    "base on a random 20 %": "random20 0 on all",
+}
+"""LLMs that the router that ships routes to, and the arm of each alone."""
+SLMS = ("slm", "slm on forks", "slm on all tokens")
+"""SLMs with routers of their own."""
+
 GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "policies": {name: [name] for name in ("slm", *ROUTERS, "hindsight", "speculative", "llm")},
     "training": {
@@ -43,15 +53,22 @@ GROUPS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "random 20 %": ["random20 0 on all"],
     },
     "halves": {
-        "base": ["base on all"],
-        **{f"{router}, base": [f"{router} with base"] for router in ROUTERS},
-        "base on forks": ["top20 0 on all"],
-        **{f"{router}, base on forks": [f"{router} with forks"] for router in ROUTERS},
-        "slm": ["slm"],
-        **{f"own {router}, slm": [f"own {router} of slm"] for router in ROUTERS},
-        "slm on forks": ["slm on forks"],
-        **{f"own {router}, slm on forks": [f"own {router} of slm on forks"] for router in ROUTERS},
-        "llm": ["llm"],
+        **{
+            name: [arm]
+            for llm, alone in LLMS.items()
+            for name, arm in (
+                (llm, alone),
+                *((f"{router}, {llm}", f"{router} with {llm}") for router in ROUTERS),
+            )
+        },
+        **{
+            name: [arm]
+            for slm in SLMS
+            for name, arm in (
+                (slm, slm),
+                *((f"own {router}, {slm}", f"own {router} of {slm}") for router in ROUTERS),
+            )
+        },
     },
 }
 """By question: name in the tables -> arms, over which each problem's figures are averaged (seeds of one training)."""
@@ -69,26 +86,25 @@ COMPARED = {
     ],
     "families": [(arm, "base") for arm in ("all tokens", "top 20 %", "random 20 %")],
     "halves": [
-        ("base on forks", "base"),
-        ("slm on forks", "slm"),
         *((f"{router}, base", "base") for router in ROUTERS),
-        *((f"{router}, base on forks", f"{router}, base") for router in ROUTERS),
-        *((f"own {router}, slm on forks", f"own {router}, slm") for router in ROUTERS),
+        *((f"{router}, {llm}", f"{router}, base") for llm in LLMS if llm != "base" for router in ROUTERS),
+        *((f"{router}, base on forks", f"{router}, base on all tokens") for router in ROUTERS),
+        *((slm, "slm") for slm in SLMS[1:]),
+        *((f"own {router}, {slm}", f"own {router}, slm") for slm in SLMS[1:] for router in ROUTERS),
     ],
 }
 """By question: (one, another), whose differences are told."""
 ACROSS = {
     "policies": [
         *((policy, 4 * k, "llm", k) for k in (1, 4) for policy in ("router 20%", "speculative", "hindsight")),
-        ("slm", 64, "llm", 4),
     ],
 }
-"""By question: (one, its k, another, its k), which read about as many bytes."""
+"""By question: (one, its k, another, its k), which read about as many bytes; chosen when these were known."""
 TITLES = {
     "policies": "Policies of the pair, mean of three families",
     "training": "Training from the base, on countdown, mean of three seeds",
-    "families": "The same, seed 0, mean of three families",
-    "halves": "Routing with trained models, mean of three families",
+    "families": "The same, one training each (seed 0), mean of three families",
+    "halves": "Routing with trained models (one training each), mean of three families",
 }
 
 
@@ -124,6 +140,10 @@ def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> No
     """Write `scale.json`, `table.md`, `readme.md` and the pictures into `out`."""
     folders = {arm.name: work / "arms" / arm.folder for arm in arms}
     found = {question: of_question(question, folders) for question in GROUPS if _drawn(question, folders)}
+    if not found:
+        raise SystemExit(
+            f"no question's arms are all under '{work}'; run `experiments/test_time_scaling.py draw` first"
+        )
     labelled = work / "labels.json"
     labels = json.loads(labelled.read_text()) if labelled.exists() else {}
     kept = {
@@ -167,10 +187,18 @@ def of_question(question: str, folders: Mapping[str, Path]) -> Found:
         if row["budget"] is None
     ]
     rows = together.rows(RESAMPLING)
-    across = [_across(together, rows, *pair) for pair in ACROSS.get(question, ())]
+    across = [
+        _across(together, rows, *pair) for pair in ACROSS.get(question, ()) if _measured(pair, together)
+    ]
     seeds = {arm: [arm] for arms in names.values() for arm in arms if len(arms) > 1}
     by_seed = [row for row in averaged(seeds, read).rows(RESAMPLING) if row["budget"] is None]
     return Found(rows, differences, llm_shares(question, folders), across, by_seed)
+
+
+def _measured(pair: tuple[str, int, str, int], together: Measurements) -> bool:
+    """Whether both of a pair were drawn at these k."""
+    drawn = {(setting.policy, setting.k) for setting in together.values}
+    return drawn >= {pair[:2], pair[2:]}
 
 
 def _across(together: Measurements, rows: Sequence[Row], one: str, k: int, other: str, other_k: int) -> Row:
@@ -223,7 +251,7 @@ def llm_shares(question: str, folders: Mapping[str, Path]) -> dict[str, Row]:
     counted = {
         name: _written(folders[arms[0]])
         for name, arms in GROUPS[question].items()
-        if len(arms) == 1 and "router" in name
+        if len(arms) == 1 and ("router" in name or name == "hindsight")
     }
     shares: dict[str, Row] = {name: _interval([tasks]) for name, tasks in counted.items()}
     for one, other in COMPARED[question]:
@@ -232,8 +260,8 @@ def llm_shares(question: str, folders: Mapping[str, Path]) -> dict[str, Row]:
     return shares
 
 
-Written = dict[str, NDArray[np.float64]]
-"""Task -> (problems, 2): tokens that the LLM wrote, and all, of a problem's responses. Problems in the order of their names."""
+Written = dict[str, dict[str, list[int]]]
+"""Task -> problem -> tokens of its responses that the LLM wrote, and all."""
 
 
 def _written(folder: Path) -> Written:
@@ -242,7 +270,7 @@ def _written(folder: Path) -> Written:
         own = tasks[trace.task][trace.problem_id]
         own[0] += int(np.sum(np.asarray(trace.writer) == 1))
         own[1] += len(trace.response_ids)
-    return {task: np.array([own[name] for name in sorted(own)], dtype=float) for task, own in tasks.items()}
+    return {task: dict(own) for task, own in tasks.items()}
 
 
 def _interval(written: Sequence[Written]) -> Row:
@@ -250,9 +278,14 @@ def _interval(written: Sequence[Written]) -> Row:
     rng = np.random.default_rng(RESAMPLING.seed)
     values, resampled = [], []
     for task in written[0]:
-        size = len(written[0][task])
+        problems = sorted(written[0][task])
+        if any(arm[task].keys() != set(problems) for arm in written):
+            raise ValueError(
+                f"two arms answered different problems of {task}; draw them again with one seed and num"
+            )
+        size = len(problems)
         weights_RP = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLING.num)
-        own = [arm[task] for arm in written]
+        own = [np.array([arm[task][problem] for problem in problems], dtype=np.float64) for arm in written]
         values.append(_less([counts.sum(0) for counts in own]))
         resampled.append(_less([weights_RP @ counts for counts in own]))
     low, high = np.quantile(np.mean(resampled, 0), [0.025, 0.975])
@@ -270,7 +303,8 @@ def _less(counts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 def markdown(found: Mapping[str, Found], labels: Mapping[str, list[Row]]) -> str:
     """Every question's table and differences, and what the router finds of the labels."""
     parts = [
-        "Drawn at T = 1; percentages with 95 % bootstrap intervals over problems. Tokens and FLOPs per problem at that k."
+        "Drawn at T = 1; percentages with 95 % bootstrap intervals over problems, of these trained models: other seeds would add to them. "
+        + "Of the differences' intervals about one in twenty leaves out 0 by chance. Tokens and FLOPs per problem at that k."
     ]
     for question, each in found.items():
         parts += [
@@ -305,15 +339,15 @@ def _table(found: Found, short: bool = False) -> str:
     lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
     whole = {(row["policy"], row["k"]): row for row in found.scaled().whole}
     for name in dict.fromkeys(policy for policy, _ in whole):
-        few = whole[name, 16]
+        few = whole.get((name, 16), {})
         cells = [
-            _spread(few, "avg", short),
+            _spread(whole[name, 1], "avg", short),
             *(_spread(whole.get((name, k)), "pass", short) for k in (4, 16, 64)),
             *(_spread(whole.get((name, k)), "maj", short) for k in (16, 64)),
-            f"{few['distinct']:.2f}",
+            f"{few['distinct']:.2f}" if few else "–",
             _spread(found.shares.get(name), "share", short),
-            f"{few['tokens']:,.0f}",
-            f"{few['flops'] / 1e6:,.0f}",
+            f"{few['tokens']:,.0f}" if few else "–",
+            f"{few['flops'] / 1e6:,.0f}" if few else "–",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -333,9 +367,9 @@ def _differences(found: Found) -> str:
     lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
     rows = {(row["policy"], row["less"], row["k"]): row for row in Scaled.over_tasks(found.differences)}
     for one, other in dict.fromkeys((one, other) for one, other, _ in rows):
-        at = {k: rows.get((one, other, k)) for k in (16, 64)}
+        at = {k: rows.get((one, other, k)) for k in (1, 16, 64)}
         cells = [
-            _spread(at[16], "avg"),
+            _spread(at[1], "avg"),
             *(_spread(at[k], "pass") for k in (16, 64)),
             *(_spread(at[k], "maj") for k in (16, 64)),
             _spread(at[16], "distinct", scale=1),
@@ -349,7 +383,7 @@ def _across_table(found: Found) -> str:
     if not found.across:
         return ""
     lines = [
-        "| at about as many bytes (points) | maj@k | pass@k | bytes | FLOPs |",
+        "| at other k, chosen when the bytes were known (points) | maj@k | pass@k | bytes | FLOPs |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in found.across:
@@ -429,7 +463,7 @@ def pictures(found: Mapping[str, Found]) -> dict[str, tuple[Drawn, int]]:
     if told := [question for question in ("policies", "training") if question in found]:
         made["diversity"] = (diversity({question: found[question] for question in told}), 2)
     if "halves" in found:
-        made["halves"] = (halves(found), 1)
+        made["halves"] = (halves(found["halves"]), 1)
     return made
 
 
@@ -461,20 +495,16 @@ def diversity(found: Mapping[str, Found]) -> PanelsSection:
     return PanelsSection("Different answers among k samples", panels)
 
 
-def halves(found: Mapping[str, Found]) -> CurvesSection:
+def halves(found: Found) -> CurvesSection:
     """Accuracy against the share that the LLM came to write, a line per pair."""
     lines = {
-        "LLM as it ships": ("policies", "slm", ROUTERS),
-        "LLM: base": ("halves", "slm", tuple(f"{router}, base" for router in ROUTERS)),
-        "LLM: base on forks": ("halves", "slm", tuple(f"{router}, base on forks" for router in ROUTERS)),
-        "SLM, own router": ("halves", "slm", tuple(f"own {router}, slm" for router in ROUTERS)),
-        "SLM on forks, own router": ("halves", "slm on forks", tuple(f"own {router}, slm on forks" for router in ROUTERS)),
-    }  # fmt: skip
+        **{f"LLM: {llm}": ("slm", tuple(f"{router}, {llm}" for router in ROUTERS)) for llm in list(LLMS)[:3]},
+        **{slm: (slm, tuple(f"own {router}, {slm}" for router in ROUTERS)) for slm in SLMS},
+    }
+    rows = {row["policy"]: row for row in found.scaled().whole if row["k"] == 1}
     curves = []
-    for name, (question, alone, routers) in lines.items():
-        own = found[question]
-        rows = {row["policy"]: row for row in own.scaled().whole if row["k"] == 16}
-        placed = [rows[each] | own.shares.get(each, {"share": 0.0}) for each in (alone, *routers)]
+    for name, (alone, routers) in lines.items():
+        placed = [rows[each] | found.shares.get(each, {"share": 0.0}) for each in (alone, *routers)]
         curves.append(_curve(name, placed, "share", "avg", 100))
     return CurvesSection(
         "Accuracy of one response against the share that the LLM wrote",

@@ -54,7 +54,13 @@ def test_runs_go_to_their_arms() -> None:
 
 
 def test_what_went_on_is_held_against_what_it_went_on_from() -> None:
-    accuracies = {"all_0": 0.1, "all_0_again": 0.3, "all_0_limit": 0.4, "all_0_longer": 0.9}
+    accuracies = {
+        "all_0": 0.1,
+        "all_0_again": 0.3,
+        "all_0_limit": 0.4,
+        "all_0_more": 0.5,
+        "all_0_longer": 0.9,
+    }
     runs = [run(name, 0, {"a": accuracy}) for name, accuracy in accuracies.items()]
     for each in runs:
         each |= {"drift": [], "provenance": {"git_revision": "r"}}
@@ -63,7 +69,8 @@ def test_what_went_on_is_held_against_what_it_went_on_from() -> None:
     assert {name: round(each["countdown"]["value"], 3) for name, each in found.items()} == {
         "all_again - all": 0.2,
         "all_limit - all_again": 0.1,
-        "all_longer - all_limit": 0.5,
+        "all_more - all_limit": 0.1,
+        "all_longer - all_more": 0.4,
     }
 
 

@@ -74,14 +74,19 @@ def test_seeds_of_other_problems_are_refused(told) -> None:
 def test_an_llm_share_is_of_tokens_and_tasks_count_alike(told) -> None:
     rng = np.random.default_rng(0)
     total = rng.integers(20, 80, 60).astype(float)
-    short = np.stack([np.round(total * 0.2), total], 1)
-    long = np.stack([np.round(3 * total * 0.4), 3 * total], 1)
+    short, long = (
+        {f"p{i}": [round(share * num), int(num)] for i, num in enumerate(times * total)}
+        for times, share in ((1, 0.2), (3, 0.4))
+    )
     found = told._interval([{"a": short, "b": long}])
-    wanted = (short[:, 0].sum() / short[:, 1].sum() + long[:, 0].sum() / long[:, 1].sum()) / 2
+    sums = [np.sum(list(each.values()), 0) for each in (short, long)]
+    wanted = sum(llm / whole for llm, whole in sums) / 2
     assert found["share"] == pytest.approx(wanted)
     assert found["share_low"] < wanted < found["share_high"]
     less = told._interval([{"a": short, "b": long}, {"a": short, "b": long}])
     assert less == {"share": 0.0, "share_low": 0.0, "share_high": 0.0}
+    with pytest.raises(ValueError, match="different problems of b"):
+        told._interval([{"b": long}, {"b": {"other": [1, 2]}}])
 
 
 def test_every_arm_of_the_tables_is_drawn_and_every_arm_that_is_drawn_is_told(study, told) -> None:
@@ -112,24 +117,61 @@ def test_an_arm_is_drawn_once_and_measured_at_every_k_that_it_has(study, tmp_pat
     (row,) = json.loads((folder / "table.json").read_text())
     assert row["num_responses"] == 8
     before = (folder / "table.json").stat().st_mtime_ns
-    study.draw(replace(arm, policy="no such policy"), tmp_path, QUIET)
+    study.draw(arm, tmp_path, QUIET)
     assert (folder / "table.json").stat().st_mtime_ns == before
+    for other in (replace(arm, num=3), replace(arm, policy="llm"), replace(arm, llm="embedded:base")):
+        with pytest.raises(SystemExit, match="was drawn with"):
+            study.draw(other, tmp_path, QUIET)
+
+
+def test_a_model_that_is_not_there_is_named_before_anything_is_drawn(study, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no/such/model' is missing; make it"):
+        study.draw(study.Arm("x", "llm", llm="no/such/model"), tmp_path, QUIET)
+
+
+def test_a_part_of_the_study_is_told(study, told, tmp_path: Path) -> None:
+    options = study.Options("report", question=("policies",), num=2, samples=4)
+    arms = [replace(arm, tasks=("arithmetic",)) for arm in study.arms(options)]
+    with pytest.raises(SystemExit, match="no question's arms are all under"):
+        told.report(arms, tmp_path, tmp_path / "out", QUIET)
+    for arm in arms:
+        study.draw(arm, tmp_path, QUIET)
+    told.report(arms, tmp_path, tmp_path / "out", QUIET)
+    made = json.loads((tmp_path / "out" / "scale.json").read_text())
+    assert made.keys() == {"policies", "labels", "provenance"}
+    assert {row["k"] for row in made["policies"]["rows"]} == {1, 4}
+    assert made["policies"]["across"] and made["policies"]["shares"].keys() >= {"router 10%", "hindsight"}
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| llm |" in table and "Training" not in table
+    assert {path.name for path in (tmp_path / "out").glob("*.svg")} == {
+        "samples.svg",
+        "tokens.svg",
+        "cost.svg",
+        "diversity.svg",
+    }
 
 
 def test_the_slm_is_trained_as_the_arms_were(study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(study, "train_rl", lambda options, console: asked.append(options))
     options = study.Options("train", work=tmp_path, tuned=ROOT / "experiments" / "rlvr" / "runs")
-    study.trained_slm(options, QUIET)
-    (own,) = asked
-    assert (own.model, own.selection.select, own.update.learning_rate) == (
-        "embedded:slm",
-        "top_entropy:0.2",
-        3e-4,
+    study.trained_slms(options, QUIET)
+    assert [each.selection.select for each in asked] == ["top_entropy:0.2", "all"]
+    assert {(each.model, each.update.learning_rate) for each in asked} == {("embedded:slm", 3e-4)}
+    for each in asked:
+        assert str(each.out / "model") in {study.slm_of(name, tmp_path) for name in study.SLMS}
+        (each.out / "model").mkdir(parents=True)
+    study.trained_slms(options, QUIET)
+    assert len(asked) == 2
+
+
+def test_all_llms_meet_the_thresholds_that_ship(study) -> None:
+    thresholds = study.shipped_thresholds()
+    assert list(thresholds) == list(study.SHARES) and sorted(thresholds.values(), reverse=True) == list(
+        thresholds.values()
     )
-    (tmp_path / "slm" / "model").mkdir(parents=True)
-    study.trained_slm(options, QUIET)
-    assert len(asked) == 1
+    arms = [arm for arm in study.both_halves(study.Options("draw")) if arm.name.startswith("router 20%")]
+    assert len(arms) == 4 and {arm.policy for arm in arms} == {f"router,threshold={thresholds[0.2]!r}"}
 
 
 def test_one_question_is_drawn_as_small_as_asked(study) -> None:
