@@ -148,8 +148,12 @@ def report(arms: Sequence[Named], work: Path, out: Path, console: Console) -> No
     labels = json.loads(labelled.read_text()) if labelled.exists() else {}
     kept = {
         question: {
-            "rows": [_figures(row) for row in each.rows if row["budget"] is None or question == "policies"],
-            "differences": [_figures(row) for row in each.differences],
+            "rows": [
+                _figures(row, question == "policies")
+                for row in each.rows
+                if row["budget"] is None or question == "policies"
+            ],
+            "differences": [_figures(row, question == "policies") for row in each.differences],
             "shares": {name: _figures(row) for name, row in each.shares.items()},
             "across": [_figures(row) for row in each.across],
             "by_seed": [_figures(row) for row in each.by_seed],
@@ -499,7 +503,7 @@ def halves(found: Found) -> CurvesSection:
     """Accuracy against the share that the LLM came to write, a line per pair."""
     lines = {
         **{f"LLM: {llm}": ("slm", tuple(f"{router}, {llm}" for router in ROUTERS)) for llm in list(LLMS)[:3]},
-        **{slm: (slm, tuple(f"own {router}, {slm}" for router in ROUTERS)) for slm in SLMS},
+        **{slm.replace("slm", "SLM"): (slm, tuple(f"own {router}, {slm}" for router in ROUTERS)) for slm in SLMS},
     }
     rows = {row["policy"]: row for row in found.scaled().whole if row["k"] == 1}
     curves = []
@@ -524,8 +528,9 @@ def _curve(name: str, rows: Sequence[Row], x: str, y: str, scale: float) -> Curv
     )
 
 
-def _figures(row: Mapping[str, Any]) -> Row:
-    """In five digits, as the file is committed; intervals as standard errors, too. Seconds are those of a machine that others used."""
+def _figures(row: Mapping[str, Any], scores: bool = False) -> Row:
+    """In five digits, as the file is committed; intervals as standard errors, too. Seconds, which are
+    those of a machine that others used, are left out, and so is best of k by a score unless it is asked for."""
     errors = {
         f"{name}_se": (value - row[f"{name}_low"]) / (2 * 1.96)
         for end, value in row.items()
@@ -534,7 +539,7 @@ def _figures(row: Mapping[str, Any]) -> Row:
     return {
         name: float(f"{value:.5g}") if isinstance(value, float) else value
         for name, value in (errors | dict(row)).items()
-        if not name.startswith("seconds")
+        if not name.startswith("seconds") and (scores or not name.startswith("best_"))
     }
 
 
