@@ -503,7 +503,10 @@ def halves(found: Found) -> CurvesSection:
     """Accuracy against the share that the LLM came to write, a line per pair."""
     lines = {
         **{f"LLM: {llm}": ("slm", tuple(f"{router}, {llm}" for router in ROUTERS)) for llm in list(LLMS)[:3]},
-        **{slm.replace("slm", "SLM"): (slm, tuple(f"own {router}, {slm}" for router in ROUTERS)) for slm in SLMS},
+        **{
+            slm.replace("slm", "SLM"): (slm, tuple(f"own {router}, {slm}" for router in ROUTERS))
+            for slm in SLMS
+        },
     }
     rows = {row["policy"]: row for row in found.scaled().whole if row["k"] == 1}
     curves = []
