@@ -6,6 +6,7 @@ experiments are put together here: what the script says of itself, its pictures,
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -24,7 +25,9 @@ PUBLISHED = (
     "docs/commands/*.md",
     "experiments/*/*.svg",
     "experiments/**/*.json",
+    "experiments/*.py",
     "examples/*",
+    "benchmarks/*.py",
     "benchmarks/results/*.json",
 )
 EXPERIMENTS_ARE = """\
@@ -63,8 +66,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """In tables GitHub wants bars escaped even inside code, where Python-Markdown shows the backslash."""
+    return "\n".join(_without_escaped_bars(markdown.split("\n")))
+
+
+def _without_escaped_bars(lines: list[str]) -> Iterator[str]:
+    """Lines of tables with bare bars in their code; a fenced block shows what it holds, and stays."""
     bare = partial(re.sub, r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"))
-    return "\n".join(bare(line) if line.startswith("|") else line for line in markdown.split("\n"))
+    fence = ""
+    for line in lines:
+        mark = re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)", line)
+        if mark and not fence:
+            fence = mark[1]
+        # A fence ends at one of its kind that is no shorter and has nothing behind it.
+        elif mark and mark[1].startswith(fence) and not mark[2].strip():
+            fence = ""
+        yield bare(line) if line.startswith("|") and not fence else line
 
 
 def tables() -> list[Path]:
