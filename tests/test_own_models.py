@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
@@ -111,6 +112,12 @@ class Place:
             assert time.monotonic() < end, log.read_text()[-4000:]
             time.sleep(0.1)
 
+    def status_of(self, fields: dict[str, object]) -> int:
+        """What the server says to a question with these fields."""
+        asked = {"model": "navtoken", "max_tokens": 4, "messages": [{"role": "user", "content": "1 + 1?"}]}
+        address = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        return httpx2.post(address, json=asked | fields, timeout=PATIENCE).status_code
+
     @property
     def env(self) -> dict[str, str]:
         path = os.pathsep.join([str(ROOT / "src"), *sys.path])
@@ -156,6 +163,7 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
         assert _temperatures(out / "router") == {0.0}
     elif "calibrate" in command:
         assert _temperatures(out / "router") == {0.0, 0.7}
+        assert _thresholds_as_served(out / "router").keys() == {0.1, 0.2}
     elif "evaluate" in command:
         rows = json.loads((out / "table" / "table.json").read_text())["rows"]
         shares = {row["policy"]: row["llm_share"] for row in rows}
@@ -164,6 +172,11 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
     elif command.startswith("curl"):
         (choice,) = json.loads(printed)["choices"]
         assert choice["navtoken"]["policy"].startswith("router,threshold=")
+        routed_by = float(re.findall(r"threshold=([^,]+)", choice["navtoken"]["policy"])[0])
+        assert routed_by in _thresholds_as_served(out / "router").values()
+        assert place.status_of({"policy": "router,share=0.2"}) == 200
+        assert place.status_of({"policy": "router,share=0.2", "temperature": 0}) == 200
+        assert place.status_of({"policy": "router,share=0.2", "repetition_penalty": 1.2}) == 400
         assert choice["navtoken"]["llm_tokens"] + choice["navtoken"]["slm_tokens"] > 0
     elif "openai" in command:
         told = dict(
@@ -181,6 +194,13 @@ def test_a_command_of_the_readme_works(place: Place, command: str) -> None:
 def _temperatures(router: Path) -> set[float]:
     """Of the thresholds that the router's card holds."""
     return {each["temperature"] for each in json.loads((router / "router.json").read_text())["thresholds"]}
+
+
+def _thresholds_as_served(router: Path) -> dict[float, float]:
+    """By share, those over all tasks at the sampling of the LLM's generation config."""
+    wanted = {"task": "all", "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    stored = json.loads((router / "router.json").read_text())["thresholds"]
+    return {each["share"]: each["threshold"] for each in stored if wanted.items() <= each.items()}
 
 
 def test_the_section_goes_all_the_way() -> None:

@@ -54,7 +54,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """The LLM; large weights, so that greedy responses vary."""
     ends = tokenizer.convert_tokens_to_ids(list(ENDS))
-    config = Qwen2Config(
+    shape = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
@@ -69,6 +69,10 @@ def _model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     )
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        model = Qwen2ForCausalLM(config)
-    model.generation_config.eos_token_id = ends
+        model = Qwen2ForCausalLM(shape)
+    config = model.generation_config
+    config.eos_token_id = ends
+    # As Qwen2.5's instruction-tuned checkpoints have it: clients that say nothing of sampling get this.
+    config.do_sample, config.temperature, config.top_p, config.top_k = True, 0.7, 0.8, 20
+    config.repetition_penalty = 1.05
     return model

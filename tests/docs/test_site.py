@@ -101,8 +101,8 @@ def test_bars_in_the_code_of_tables_carry_no_backslash(site: Path) -> None:
 def test_bars_in_a_fence_are_shown_as_they_stand() -> None:
     table = r"| `a\|b` |"
     for fence, end in (("```text", "```"), ("~~~~", "~~~~"), ("````", "````")):
-        shown = on_page_markdown("\n".join([table, fence, table, "```x", table, end, table]))
-        assert shown == "\n".join(["| `a|b` |", fence, table, "```x", table, end, "| `a|b` |"])
+        block = f"{fence}\n{table}\n```x\n{table}\n{end}"
+        assert on_page_markdown(f"{table}\n{block}\n{table}") == f"| `a|b` |\n{block}\n| `a|b` |"
 
 
 def test_a_search_for_a_flag_finds_the_option_and_nothing_comes_from_elsewhere(address: str) -> None:

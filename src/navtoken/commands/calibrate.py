@@ -5,7 +5,7 @@ Its weights stay as they are, to the byte. What was measured lies in a subfolder
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,16 @@ from navtoken.router_training.recalibration import (
     router_for,
 )
 from navtoken.router_training.thresholds import RoutedRuns, stored_thresholds
+from navtoken.serving.sampling import model_defaults
 from navtoken.tasks import Split
 from navtoken.tasks.prompts import PromptOptions
 
 WORK = "calibration"
 """Subfolder of what an interrupted run needs to go on."""
+SHAPED = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""Sampling parameters but the temperature, as options and generation configs name them."""
+UNKNOWN = {"temperature": 1.0}
+"""How an LLM is sampled whose generation config says nothing, or is not loaded yet."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,17 @@ class CalibrateOptions:
     """Split that the problems come from; of one that the router learnt from, only those that its weights were not learnt from."""
     share: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
     """LLM share to find a threshold for; may be repeated. Those of the stored thresholds where left out."""
-    temperature: tyro.conf.UseAppendAction[tuple[float, ...]] = (0.0, 1.0)
-    """Sampling temperature at which thresholds are found; may be repeated. 0 and 1 where left out."""
-    top_p: float = 1.0
-    """Of sampling above temperature 0."""
-    top_k: int = 0
-    """Of sampling above temperature 0."""
+    temperature: tyro.conf.UseAppendAction[tuple[float, ...]] = ()
+    """Sampling temperature at which thresholds are found; may be repeated. Where left out, 0 and that of the LLM's generation
+    config (1 where it has none), as a server draws."""
+    top_p: float | None = None
+    """Of sampling above temperature 0; None takes the LLM's generation config's, as a server does."""
+    top_k: int | None = None
+    """Of sampling above temperature 0; None as above."""
+    min_p: float | None = None
+    """Of sampling above temperature 0; None as above."""
+    repetition_penalty: float | None = None
+    """Of all sampling, temperature 0 included; None as above."""
     default_share: float | None = None
     """The share whose threshold over all tasks, at the first temperature, routes where neither share nor threshold is asked for.
     None: that of the share and sampling whose threshold routes now, where it is found again."""
@@ -85,8 +95,11 @@ class CalibrateOptions:
         """The router's folder."""
         return self.folder or embedded_router()
 
-    def wanted(self, card: RouterCard) -> ThresholdOptions:
-        """What is looked for. Raises `RecalibrationError` and `BuildError` for what cannot be."""
+    def wanted(self, card: RouterCard, served: Mapping[str, Any] = UNKNOWN) -> ThresholdOptions:
+        """What is looked for, where `served` is how the LLM is sampled unless something else is asked for.
+
+        Raises `RecalibrationError`, `BuildError` and `OptionError` for what cannot be.
+        """
         for name in ("num", "max_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise RecalibrationError(f"{name} is {value}; give at least 1")
@@ -98,13 +111,14 @@ class CalibrateOptions:
         shares = self.share or known_shares(card) or ThresholdOptions.share
         found = ThresholdOptions(
             share=shares,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
+            temperature=self.temperature or tuple(dict.fromkeys((0.0, served["temperature"]))),
+            **{name: served[name] for name in SHAPED if name in served},
             default_share=shares[0] if self.default_share is None else self.default_share,
             max_tokens=self.max_tokens,
             seed=self.seed,
         )
+        given = {name: value for name in SHAPED if (value := getattr(self, name)) is not None}
+        found = replace(found, **given)
         found.check()
         return found
 
@@ -117,6 +131,7 @@ def run(options: CalibrateOptions, console: Console, pair: ModelPair | None = No
     groups = groups_of(router.card, [task.name for task in tasks], options.default_share)
     loaded = pair or options.models.load()
     check_both(router.card, loaded)
+    wanted = options.wanted(router.card, model_defaults(loaded.llm))
     prompts = prompts_of(
         router.card, tasks, loaded, options.num, options.split, options.seed, options.prompts
     )
@@ -166,7 +181,8 @@ def _record(
     flat: dict[str, Any] = {}
     for name, value in asdict(options).items():
         flat |= value if isinstance(value, dict) else {name: value}
-    flat |= {"share": wanted.share, "task": list(num_problems), "max_tokens": wanted.limit(pair)}
+    flat |= {name: getattr(wanted, name) for name in ("share", "temperature", *SHAPED)}
+    flat |= {"task": list(num_problems), "max_tokens": wanted.limit(pair)}
     record = provenance(fingerprints(pair), **flat) | {"num_problems": num_problems}
     made: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return made
@@ -181,8 +197,17 @@ def _print(console: Console, found: Sequence[StoredThreshold], card: RouterCard,
         row = (each.temperature, each.share, f"{each.threshold:.4g}", f"{each.realised_share:.3f}")
         table.add_row(each.task, *map(str, row), str(each.num_problems))
     console.print(table)
+    shaped = {f"{name} {value:g}": None for each in found for name, value in _shaping(each)}
+    if shaped:
+        console.print(f"· drawn with {', '.join(shaped)}")
     for line in unkept(found):
         console.print(line)
     default = "none" if card.default_threshold is None else f"{card.default_threshold:g}"
     name = "query" if card.kind == "query" else "router"
     console.print(f"policy {name}:{out} routes at its default threshold: {default}", soft_wrap=True)
+
+
+def _shaping(stored: StoredThreshold) -> list[tuple[str, float]]:
+    """Sampling parameters of a threshold that are not off."""
+    off = {each.name: each.default for each in fields(StoredThreshold)}
+    return [(name, value) for name in SHAPED if (value := getattr(stored, name)) != off[name]]

@@ -2,6 +2,7 @@
 
 from navtoken.router.checkpoint import (
     ALL_TASKS,
+    SAMPLING_READ,
     PairNames,
     Router,
     RouterCard,
@@ -23,6 +24,7 @@ __all__ = [
     "ALL_TASKS",
     "DEFAULT_INPUTS",
     "INPUTS",
+    "SAMPLING_READ",
     "TOP_K",
     "DraftFeatures",
     "PairNames",

@@ -59,6 +59,7 @@ class StoredThreshold:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     share: float | None = None
     """The LLM share asked for; None where a recall was."""
     recall: float | None = None
@@ -85,6 +86,9 @@ class StoredThreshold:
         """Was it found at these sampling parameters (names as in `SamplingParams`)?"""
         if any(sampling.get(name) not in usual for name, usual in _UNUSUAL.items()):
             return False
+        # The only one of these that changes greedy decoding, too.
+        if (sampling.get("repetition_penalty") or 1.0) != self.repetition_penalty:
+            return False
         if sampling.get("temperature", 0.0) == self.temperature == 0.0:
             return True
         return all(sampling.get(name, usual) == getattr(self, name) for name, usual in _COMPARED.items())
@@ -94,12 +98,13 @@ _COMPARED: dict[str, float] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "mi
 _UNUSUAL: dict[str, tuple[Any, ...]] = {
     "fork_threshold": (None,),
     "fork_temperature": (None,),
-    "repetition_penalty": (None, 1.0),
     "frequency_penalty": (None, 0.0),
     "presence_penalty": (None, 0.0),
     "logit_bias": (None, (), []),
 }
-"""Parameters that change what is drawn, with the values at which they do not."""
+"""Parameters that change what is drawn and that no threshold is stored for, with the values at which they do not."""
+SAMPLING_READ = (*_COMPARED, "repetition_penalty", *_UNUSUAL)
+"""All sampling parameters on which it depends whether a stored threshold fits."""
 
 
 @dataclass(frozen=True)

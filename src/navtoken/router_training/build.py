@@ -96,6 +96,10 @@ class ThresholdOptions:
     """Of sampling above temperature 0."""
     top_k: int = 0
     """Of sampling above temperature 0."""
+    min_p: float = 0.0
+    """Of sampling above temperature 0."""
+    repetition_penalty: float = 1.0
+    """Of all sampling, temperature 0 included; 1 is off."""
     default_share: float = 0.2
     """The share whose threshold over all tasks, at the first temperature, routes where neither share nor threshold is asked for."""
     calibration_num: int = 200
@@ -107,7 +111,7 @@ class ThresholdOptions:
     """Fixes the noise of routed generation, and the resamples of intervals."""
 
     def check(self) -> None:
-        """Raise `BuildError` for what cannot be looked for."""
+        """Raise `BuildError` and `OptionError` for what cannot be looked for."""
         for name in ("share", "recall", "temperature"):
             if not (given := getattr(self, name)):
                 raise BuildError(f"no {name} is given; name at least one")
@@ -123,13 +127,18 @@ class ThresholdOptions:
             )
         if self.calibration_num < 1:
             raise BuildError(f"calibration_num is {self.calibration_num}; give at least 1")
+        self.samplings()
 
     def samplings(self) -> list[SamplingParams]:
         """Greedy decoding has no truncation."""
-        return [
-            SamplingParams(temperature=each, top_p=self.top_p, top_k=self.top_k) if each else SamplingParams()
-            for each in self.temperature
-        ]
+        drawn = SamplingParams(
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+        greedy = SamplingParams(repetition_penalty=self.repetition_penalty)
+        return [replace(drawn, temperature=each) if each else greedy for each in self.temperature]
 
     def limit(self, pair: ModelPair) -> int | None:
         config: Any = getattr(pair.llm.model, "generation_config", None)

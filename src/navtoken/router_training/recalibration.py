@@ -168,5 +168,5 @@ def _default(
 
 def _key(stored: StoredThreshold) -> tuple[Any, ...]:
     """What a threshold was looked for at."""
-    sampling = (stored.temperature, stored.top_p, stored.top_k, stored.min_p)
+    sampling = (stored.temperature, stored.top_p, stored.top_k, stored.min_p, stored.repetition_penalty)
     return (stored.task, stored.share, stored.recall, *sampling)

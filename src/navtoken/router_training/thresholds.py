@@ -263,6 +263,7 @@ def _stored(
         top_p=sampling.top_p,
         top_k=sampling.top_k,
         min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
         realised_share=got.share,
         num_problems=sum(len(runs.prompts[task]) for task in tasks),
         max_tokens=runs.max_tokens,

@@ -14,7 +14,7 @@ from navtoken.policies.hindsight import PAIRS_ROUTER
 from navtoken.policies.query import QueryPolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.reference import BadReference, Reference, parse_reference
-from navtoken.router import ALL_TASKS
+from navtoken.router import ALL_TASKS, SAMPLING_READ
 from navtoken.serving.answers import OfferedPolicy
 from navtoken.serving.errors import BadRequest
 
@@ -67,7 +67,7 @@ class Offered:
 
     def policy(self, reference: str | None, threshold: float | None, sampling: SamplingParams) -> Policy:
         """What a request asked for, at its sampling parameters. Raises `BadRequest`."""
-        key = (reference, threshold, sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p)
+        key = (reference, threshold, *(getattr(sampling, name) for name in SAMPLING_READ))
         if key not in self._known:
             self._known[key] = self._made(reference, threshold, sampling)
             if len(self._known) > MOST_KEPT:
