@@ -29,7 +29,7 @@ MARK = "<!-- Made by `make reference` from the options' dataclasses; change thos
 COLUMNS = ("option", "default", "meaning")
 CONFIG = """\
 In the file of `--config` an option is named as its flag, with underscores and without the dashes in front
-(`max_tokens: 512`); a list stands for a repeated option."""
+(`max_tokens: 512`); a list stands for a repeated option, and `name: false` for the switch `--no-name`."""
 OWN = "options."
 """Begins the path of an option that is the command's own, and not one that every command takes."""
 
@@ -117,7 +117,8 @@ def _option(action: argparse.Action, given: Invocation[Any]) -> Option:
     meaning, _, note = (action.help or "").rpartition(" (")
     repeatable = note == "repeatable)" and "may be repeated" not in meaning
     if action.nargs == 0 and default is True:
-        meaning = f"Turns off: {meaning}"
+        # The flag is --no-NAME, while default and meaning are NAME's.
+        meaning, default = f"Do not {meaning[:1].lower()}{meaning[1:]}", False
     return Option(
         tuple(sorted(action.option_strings, key=lambda flag: flag != f"--{action.dest.rpartition('.')[2]}")),
         "" if action.nargs == 0 else _value(str(action.metavar), default),
@@ -180,7 +181,7 @@ def _default(value: Any) -> str:
         return "required"
     if isinstance(value, tuple):
         return " ".join(f"`{item}`" for item in value)
-    return "" if value is False else "`on`" if value is True else f"`{value}`"
+    return "" if value is False else f"`{value}`"
 
 
 def escaped(text: str) -> str:

@@ -110,7 +110,7 @@ def test_a_page_tells_flags_defaults_and_meanings() -> None:
         rows[1]
         == '| <h4 id="--names">`--names` `STR`</h4> | `one` `two` | Who takes part. May be repeated. |'
     )
-    assert "`--no-fuse`</h4> | `on` | Turns off: Fuse \\<small> operations. |" in made
+    assert "`--no-fuse`</h4> |  | Do not fuse \\<small> operations. |" in made
     assert "| `None` | One of a\\|b, or `c\\|d`. |" in made
     assert "## Inner options\n\nWhat is inside.\n" in made
     assert made.endswith("## Example\n\n    navtoken made-up here\n")

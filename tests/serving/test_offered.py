@@ -1,5 +1,6 @@
 """Which policy a request's reference and threshold become, on a server with a router of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ STORED = (
     StoredThreshold(ALL_TASKS, 0.5, share=0.2, realised_share=0.2),
     StoredThreshold(ALL_TASKS, 0.6, temperature=1.0, share=0.2, realised_share=0.2),
     StoredThreshold(ALL_TASKS, 0.8, share=0.1, realised_share=0.1),
+    StoredThreshold(ALL_TASKS, 0.7, temperature=1.0, repetition_penalty=1.05, share=0.2, realised_share=0.2),
+    StoredThreshold(ALL_TASKS, 0.4, repetition_penalty=1.05, share=0.2, realised_share=0.2),
 )
 
 
@@ -44,6 +47,18 @@ def test_router_is_the_servers_own_at_the_requests_sampling(offered: Offered) ->
         assert isinstance(greedy, RouterPolicy) and greedy.router.weights == served.router.weights
     assert threshold(offered.policy("router,threshold=0.3", None, WARM)) == 0.3
     assert threshold(offered.policy("router,share=0.1", None, GREEDY)) == 0.8
+
+
+def test_a_penalty_has_a_threshold_of_its_own(offered: Offered) -> None:
+    # One after the other: what was made for one sampling must not be remembered for another.
+    for sampling, wanted in ((GREEDY, (0.5, 0.4)), (WARM, (0.6, 0.7))):
+        without, under = sampling, replace(sampling, repetition_penalty=1.05)
+        found = [threshold(offered.policy("router,share=0.2", None, each)) for each in (without, under)]
+        assert tuple(found) == wanted
+    with pytest.raises(BadRequest, match="no threshold for share=0.2"):
+        offered.policy("router,share=0.2", None, replace(WARM, repetition_penalty=1.1))
+    with pytest.raises(BadRequest, match="no threshold for share=0.2"):
+        offered.policy("router,share=0.2", None, replace(WARM, frequency_penalty=0.5))
 
 
 def test_a_share_without_a_stored_threshold_is_refused(offered: Offered) -> None:
