@@ -96,3 +96,18 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_what_it_says_of_the_two_definitions_is_the_committed_comparison() -> None:
+    """Forking tokens of the LLM, and where SLM and LLM differ."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    agreements = json.loads((ROOT / "experiments" / "definitions" / "compare.json").read_text())["agreements"]
+    (overlap,) = [
+        each["overlap"]
+        for each in agreements
+        if (each["found"], each["wanted"]) == ("forking_llm", "differs")
+    ]
+    jaccard = re.search(r"mostly other tokens than these \(Jaccard ([\d.]+)\)", readme)
+    differ = re.search(r"of the forking tokens (\d+) % differ", readme)
+    assert jaccard is not None and float(jaccard[1]) == round(overlap["jaccard"]["value"], 2)
+    assert differ is not None and int(differ[1]) == round(100 * overlap["precision"]["value"])
