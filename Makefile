@@ -53,7 +53,7 @@ router: $(STAMPS)/run
 reproduce: $(STAMPS)/rl
 	$(BIN)/python experiments/reproduce.py $(ARGS)
 
-# The same of fewer problems and steps, into build/reproduce-quick/: minutes.
+# Less of it, of fewer problems and steps, into build/reproduce-quick/: minutes.
 reproduce-quick: $(STAMPS)/rl
 	$(BIN)/python experiments/reproduce.py --size quick $(ARGS)
 

@@ -1,7 +1,7 @@
 """The steps of `reproduce.py`: one command per experiment, whole or small.
 
 A new experiment is one entry in `FULL`, one in `QUICK` (or in `SKIPPED`, with the reason), its times in
-`reproduce/times.json` and its figures in `reproduce_figures.py`.
+`reproduce/times.json` and its figures in `reproduce_declared.py`.
 """
 
 import json
