@@ -1,17 +1,20 @@
 """The tutorial is run, block by block, and what it shows must be what comes out (`...` is anything).
 
-Python blocks share one namespace; lines of shell blocks are commands of ours, run in this process, but for one that ends in `&`.
+Python blocks share one namespace; lines of shell blocks are commands of ours, run in this process, but for one that ends in `&`, and the one
+that stops it. The indented block installs, and is held against what the project knows.
 """
 
 import contextlib
 import doctest
 import io
 import os
+import re
 import shlex
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from sybil import Document, Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 from navtoken.cli import main
+from shell_blocks import commands_of
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -50,6 +54,9 @@ def run_python(example: Example) -> None:
 def run_shell(example: Example) -> None:
     printed = io.StringIO()
     for line in example.parsed.splitlines():
+        if line == "kill %1":
+            _stop(SERVERS.pop(0))
+            continue
         program, *arguments = shlex.split(line)
         assert program == "navtoken"
         if arguments[-1] == "&":
@@ -85,6 +92,11 @@ def _serve(arguments: list[str]) -> None:
         time.sleep(0.1)
 
 
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()
+    assert server.wait(PATIENCE) == 0
+
+
 DOCUMENT: Document = Sybil(
     [
         CodeBlockParser("python", run_python),
@@ -105,8 +117,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         torch.set_num_threads(1)
         yield
         for server in SERVERS:
-            server.terminate()
-            assert server.wait(PATIENCE) == 0
+            _stop(server)
     torch.set_num_threads(threads)
 
 
@@ -119,3 +130,23 @@ def test_a_block_of_the_tutorial(example: Example) -> None:
 def test_every_block_is_one_that_is_run() -> None:
     """A fence in another language would be shown and never tried."""
     assert TUTORIAL.read_text().count("```") == 2 * len(EXAMPLES)
+
+
+def test_what_it_imports_is_what_it_installs() -> None:
+    """Whoever has typed the first block can run all others."""
+    venv, install, activate = commands_of(TUTORIAL.read_text())
+    assert (venv, activate) == ("python3 -m venv .venv", "source .venv/bin/activate")
+    words = shlex.split(install)
+    assert words[:6] == [".venv/bin/pip", "install", "-c", "constraints.txt", "-e", "."]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [re.split(r"[\[>=<]", each)[0] for each in project["dependencies"]] + words[6:]
+    code = "\n".join(example.parsed for example in EXAMPLES if "import" in example.parsed)
+    imported = set(re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)) - sys.stdlib_module_names
+    assert imported <= {*named, "navtoken"}
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert set(words[6:]) <= pinned
+
+
+def test_what_is_started_is_stopped() -> None:
+    commands = "\n".join(re.findall(r"^```sh\n(.*?)^```", TUTORIAL.read_text(), re.MULTILINE | re.DOTALL))
+    assert commands.count("&\n") == 1 == commands.split("&\n")[1].count("kill %1")
