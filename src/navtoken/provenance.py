@@ -3,6 +3,7 @@
 Written beside every result, so that a figure can be made again, or be shown not to be the one it is taken for.
 """
 
+import os
 import platform
 import subprocess
 from dataclasses import asdict, is_dataclass
@@ -28,6 +29,20 @@ def provenance(fingerprints: dict[str, str] | None = None, **arguments: Any) -> 
         "fingerprints": dict(fingerprints or {}),
         "arguments": {name: _plain(value) for name, value in arguments.items()},
     }
+
+
+def told(value: Any) -> Any:
+    """An argument as a file that is passed on may tell it: of a path outside of the working folder only its last part.
+
+    Lists and tuples are told part by part; what is no path stays as it is.
+    """
+    if isinstance(value, list | tuple):
+        return [told(each) for each in value]
+    if not isinstance(value, Path):
+        return value
+    here = Path.cwd()
+    inside = Path(os.path.normpath(here / value))
+    return inside.relative_to(here).as_posix() if inside.is_relative_to(here) else inside.name
 
 
 def git_revision(folder: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +109,36 @@ def test_how_it_was_done_is_kept_beside_the_training(
     first, second = record["calibrations"]
     assert first["arguments"]["share"] == [0.2] and second["arguments"]["share"] == [0.3]
     assert second["arguments"]["seed"] == 4 and second["arguments"]["task"] == list(TASKS)
+    assert second["arguments"]["folder"] == "router" and second["arguments"]["out"] is None
     assert second["num_problems"] == dict.fromkeys(TASKS, 4)
     assert second["created"] > "2026" and "git_revision" in second
     assert not set(load_card(router).thresholds) & set(GREEDY)
+
+
+def test_what_is_not_said_of_sampling_is_as_a_server_draws(router: Path) -> None:
+    card = load_card(router)
+    served = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    asked = calibrate.CalibrateOptions(router)
+    own = SamplingParams(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+    assert asked.wanted(card, served).samplings() == [SamplingParams(repetition_penalty=1.05), own]
+    assert asked.wanted(card).samplings() == [SamplingParams(), SamplingParams(temperature=1.0)]
+    off = replace(asked, temperature=(0.0, 0.6), top_p=1.0, top_k=0, repetition_penalty=1.0)
+    assert off.wanted(card, served).samplings() == [SamplingParams(), SamplingParams(temperature=0.6)]
+    assert asked.wanted(card, {"temperature": 0.0}).samplings() == [SamplingParams()]
+
+
+def test_a_penalty_is_calibrated_beside_what_was_found_without(
+    router: Path, models: list[str], capsys: Capture
+) -> None:
+    run([str(router), *models, *SMALL, "--share", "0.3", "--repetition-penalty", "1.05"], capsys)
+    card = load_card(router)
+    assert card.thresholds[: len(STORED)] == STORED
+    assert {each.repetition_penalty for each in card.thresholds[len(STORED) :]} == {1.05}
+    assert (
+        main(["calibrate", str(router), *models, *SMALL, "--share", "0.3", "--repetition-penalty", "1.05"])
+        == 0
+    )
+    assert "drawn with repetition_penalty 1.05" in capsys.readouterr().out
 
 
 def test_the_new_threshold_is_the_one_that_routes(
@@ -306,6 +333,7 @@ def test_another_routers_folder_is_not_overwritten(
         (["--task", "knights", "--task", "knights"], "task 'knights' is given twice"),
         (["--task", "nonsense"], "nonsense"),
         (["--default-share", "0.6"], "default_share is 0.6, which is no share asked for"),
+        (["--repetition-penalty", "0"], "repetition_penalty is 0.0; give a number above 0"),
         (["--when-unprofitable", "llm"], "when_unprofitable is llm"),
     ],
 )

@@ -91,7 +91,7 @@ def test_labels_become_a_router_that_routes(
     card = load_router(out).card
     assert card.pair.fingerprints == fingerprints(pair)
     assert card.report["test"]["all"]["pr"] == result["test"][0]["router"]["pr"]["value"]
-    assert card.provenance["sources"][folders[1]]["arguments"]["draft"] == "sampled"
+    assert card.provenance["sources"][Path(folders[1]).name]["arguments"]["draft"] == "sampled"
     # The stored default threshold is what routes, and gives the share that the card says.
     (default,) = [each for each in card.thresholds if (each.task, each.share) == ("all", 0.3)]
     policy = make_policy(f"router:{out}")
@@ -290,9 +290,12 @@ def test_test_problems_are_not_learnt_from(
         writer.write(small_trace([5, 6], policy="slm", correct=True))
     assert "--allow-test-problems" in refused(["--kind", "query", "--traces", str(answered), *args], capsys)
     result = run([str(both), *args, "--allow-test-problems"], capsys)
-    assert result["splits"] == {str(both): ["test", "train"]}
+    assert result["splits"] == {"both": ["test", "train"]}
     card = load_router(tmp_path / "out").card
-    assert card.provenance["sources"][str(both)]["splits"] == ["test", "train"]
+    assert card.provenance["sources"]["both"]["splits"] == ["test", "train"]
+    # Where it was made is nobody's business, nor what the folders above are called.
+    arguments = card.provenance["arguments"]
+    assert (arguments["labels"], arguments["out"]) == (["both"], "out")
     assert any("has seen problems of split test" in line for line in result["findings"])
 
 

@@ -22,7 +22,7 @@ from navtoken.commands.threshold_words import unkept
 from navtoken.engine import EngineOptions
 from navtoken.generation import ModelOptions, fingerprints
 from navtoken.policies.router import embedded_router
-from navtoken.provenance import provenance
+from navtoken.provenance import provenance, told
 from navtoken.router import RouterCard, StoredThreshold, save_card
 from navtoken.router_training.build import RUNS, ThresholdOptions
 from navtoken.router_training.recalibration import (
@@ -183,6 +183,7 @@ def _record(
         flat |= value if isinstance(value, dict) else {name: value}
     flat |= {name: getattr(wanted, name) for name in ("share", "temperature", *SHAPED)}
     flat |= {"task": list(num_problems), "max_tokens": wanted.limit(pair)}
+    flat = {name: told(value) for name, value in flat.items()}
     record = provenance(fingerprints(pair), **flat) | {"num_problems": num_problems}
     made: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return made

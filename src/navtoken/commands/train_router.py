@@ -5,6 +5,7 @@ The folder is the only state: run again, training and the search for thresholds 
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from navtoken.commands.surroundings import progress_bars, progress_console
 from navtoken.commands.threshold_words import unkept
 from navtoken.commands.train_router_page import findings, tested_problems, write_page
 from navtoken.generation import ModelOptions, fingerprints
-from navtoken.provenance import provenance
+from navtoken.provenance import provenance, told
 from navtoken.report.markup import percent, write_whole
 from navtoken.router import ALL_TASKS, PairNames, RouterCard, RouterNetwork, import_official, save_router
 from navtoken.router_training.build import (
@@ -244,20 +245,34 @@ def _record(options: TrainRouterOptions, pair: ModelPair) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         flat |= value if isinstance(value, dict) else {name: value}
+    named = _told_apart(options.read)
+    flat = {name: told(value) for name, value in flat.items()}
     flat |= {
-        name: [str(folder) for folder in getattr(options, name)]
+        name: [named[folder] for folder in getattr(options, name)]
         for name in ("labels", "traces", "test_labels")
     }
-    sources, splits = {}, splits_of(options.read)
+    sources: dict[str, Any] = {}
+    splits = splits_of(options.read)
     for folder in options.read:
         record = read_provenance(folder)
-        sources[str(folder)] = {
+        arguments = record.get("arguments", {})
+        sources[named[folder]] = {
             "created": record.get("created"),
             "splits": splits[str(folder)],
-            "arguments": record.get("arguments", {}),
+            "arguments": arguments | ({"out": told(Path(arguments["out"]))} if "out" in arguments else {}),
         }
     made: dict[str, Any] = plain(json.loads(json.dumps(provenance(fingerprints(pair), **flat), default=str)))
     return made | {"sources": plain(json.loads(json.dumps(sources, default=str)))}
+
+
+def _told_apart(folders: Sequence[Path]) -> dict[Path, str]:
+    """How a record tells these folders. Those in different places may be called alike, and are numbered then."""
+    names: dict[Path, str] = {}
+    for folder in folders:
+        name = told(folder)
+        numbered = (name, *(f"{name} ({number})" for number in range(2, len(folders) + 1)))
+        names.setdefault(folder, next(each for each in numbered if each not in names.values()))
+    return names
 
 
 def _examples_folder(options: TrainRouterOptions) -> Path:
