@@ -33,9 +33,8 @@ class LiveServer:
     def __init__(self, server: Server, listener: Listener) -> None:
         self.server = server
         self.listener = listener
-        port = listener.port
-        self.address = f"http://127.0.0.1:{port}"
-        self.port = port
+        self.address = listener.address
+        self.port = listener.port
         key = server.options.key
         headers = {} if key is None else {b"authorization": f"Bearer {key}".encode()}
         self.http = httpx2.Client(base_url=self.address, timeout=PATIENCE, headers=headers, trust_env=False)
@@ -56,6 +55,14 @@ class LiveServer:
         assert all(part.startswith("data: ") for part in parts)
         assert parts.pop() == "data: [DONE]"
         return [json.loads(part.removeprefix("data: ")) for part in parts]
+
+    def wait_until_ended(self, seconds: float = 30.0) -> float:
+        """Until its thread has ended; returns after how many seconds that was, and fails where it goes on."""
+        started, thread = time.monotonic(), self.listener.thread
+        assert thread is not None
+        thread.join(seconds)
+        assert not thread.is_alive(), "the server goes on"
+        return time.monotonic() - started
 
     def wait_until_idle(self, seconds: float = 10.0) -> None:
         """Until no row is left; fails where one stays."""

@@ -4,8 +4,9 @@ import asyncio
 import json
 import socket
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
@@ -16,6 +17,7 @@ from openai import OpenAI
 from live_server import LiveServer, chat_body, completion_body, embedded_pair, serving
 from navtoken.checkpoints import LoadedModel, ModelPair
 from navtoken.policies.rules import RandomPolicy
+from navtoken.serving import listener
 from tiny_models import tiny_pair
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -203,34 +205,88 @@ def test_what_outlasts_the_shutdown_is_told_so() -> None:
     assert "shutting down" in json.loads(told[-1][6:])["error"]["message"]
 
 
-def test_told_twice_to_stop_it_lets_nothing_finish() -> None:
+def test_told_twice_to_stop_it_waits_for_nobody() -> None:
+    """Not for a step that does not come back either."""
+    goes_on, begun = Event(), Event()
     with serving(embedded_pair(), shutdown_seconds=100) as live:
         step = live.server.engine._engine.step  # type: ignore[union-attr]
-        live.server.engine._engine.step = lambda: (time.sleep(0.1), step())[1]  # type: ignore[union-attr,method-assign]
-        with live.http.stream("POST", CHAT, json=chat_body(stream=True, **LONG)) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            stopped = time.monotonic()
-            live.listener.should_exit = live.listener.force_exit = True
-            with suppress(httpx2.HTTPError):
-                list(lines)
-            live.server.engine._thread.join(60)
-            assert time.monotonic() - stopped < 60, "it goes on for 90 s"
+
+        def stalling_step() -> Any:
+            if begun.is_set():
+                goes_on.wait(60)
+            return step()
+
+        live.server.engine._engine.step = stalling_step  # type: ignore[union-attr,method-assign]
+        try:
+            with live.http.stream("POST", CHAT, json=chat_body(stream=True, **LONG)) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                begun.set()
+                live.listener.should_exit = True
+                wait_for(lambda: live.server.engine.health().status == "closing")
+                live.listener.force_exit = True
+                assert live.wait_until_ended(20) < 5
+                with suppress(httpx2.HTTPError):
+                    list(lines)
+                assert live.server.engine._thread.is_alive(), "the step came back"
+        finally:
+            goes_on.set()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not come to that"
+        time.sleep(0.01)
+
+
+@contextmanager
+def reads_nothing(live: LiveServer, **fields: Any) -> Iterator[None]:
+    """A client that sends a chat request and takes nothing of the answer."""
+    body = chat_body(n=8, token_details=True, logprobs=True, top_logprobs=20, **(LONG | fields))
+    content = json.dumps(body).encode()
+    # Connections inherit it: what nobody takes is soon more than the kernel holds.
+    live.listener.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", live.port))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        client.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        wait_for(lambda: live.server.engine.health().num_running)
+        yield
+
+
+def buffered(live: LiveServer) -> int:
+    """Bytes that no client takes."""
+    connections = list(live.listener.server_state.connections)
+    return sum(each.transport.get_write_buffer_size() for each in connections)  # type: ignore[union-attr]
 
 
 def test_who_takes_nothing_is_hung_up_on() -> None:
-    with serving(embedded_pair(), stalled_seconds=0.5) as live:
-        body = chat_body(stream=True, n=8, token_details=True, logprobs=True, top_logprobs=20, **LONG)
-        content = json.dumps(body).encode()
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(("127.0.0.1", live.port))
-            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            client.sendall(head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content)
-            while not live.server.engine.health().num_running:
-                time.sleep(0.01)
-            live.wait_until_idle(60)
-            assert sum(live.server.engine.ledger.written) < 8 * 900, "it decoded to the end for nobody"
+    with serving(embedded_pair(), stalled_seconds=0.5) as live, reads_nothing(live, stream=True):
+        live.wait_until_idle(60)
+        assert sum(live.server.engine.ledger.written) < 8 * 900, "it decoded to the end for nobody"
+        wait_for(lambda: not live.listener.server_state.connections, 10)
+        live.listener.should_exit = True
+        assert live.wait_until_ended() < 5, "it waits for who is gone"
+
+
+def test_who_takes_nothing_of_a_whole_answer_is_hung_up_on() -> None:
+    with serving(embedded_pair(), stalled_seconds=0.5) as live, reads_nothing(live, max_tokens=12):
+        wait_for(lambda: buffered(live))
+        # Sooner than an idle connection is ended.
+        wait_for(lambda: not live.listener.server_state.connections, 15)
+
+
+def test_a_client_that_takes_nothing_does_not_keep_the_server_from_stopping(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "FAREWELL_SECONDS", 0.5)
+    with serving(embedded_pair(), shutdown_seconds=0.3) as live, reads_nothing(live, stream=True):
+        wait_for(lambda: buffered(live))
+        live.listener.should_exit = True
+        live.wait_until_ended()
+        assert not live.listener.server_state.connections
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -170,12 +170,13 @@ class ChatClient:
 
 @contextmanager
 def local_server(options: ServeOptions, pair: ModelPair) -> Iterator[ChatClient]:
-    """Serve a pair in this process, for one client: address and key are its own."""
+    """Serve a pair in this process, for one client: address and key are its own. Raises `ChatError`, `OptionError` and
+    `ServingError`."""
     own = replace(options.server, host="127.0.0.1", port=0, api_key=secrets.token_hex(16), allowed_hosts=())
     server = make_server(replace(options, server=own), pair)
     with (
         listening_in_thread(server) as listener,
-        ChatClient(f"http://{own.host}:{listener.port}", own.key, proxies=False) as client,
+        ChatClient(listener.address, own.key, proxies=False) as client,
     ):
         yield client
 

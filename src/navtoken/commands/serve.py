@@ -20,7 +20,7 @@ from navtoken.policies import Policy, make_policy
 from navtoken.policies.oracle import OraclePolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.serving.errors import ServingError
-from navtoken.serving.listener import Listener
+from navtoken.serving.listener import Listener, url_of
 from navtoken.serving.offered import Offered, public
 from navtoken.serving.options import ServerOptions
 from navtoken.serving.server import Server
@@ -52,8 +52,7 @@ def run(options: ServeOptions, console: Console, pair: ModelPair | None = None) 
         loaded = pair or options.models.load()
     with _listening(options.server) as listening:
         server = make_server(options, loaded)
-        host, port = listening.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        address = url_of(*listening.getsockname()[:2])
         _announce(console, options, server, address)
         _serve(server, listening)
     return {"address": address, "requests": sum(server.engine.ledger.written)}

@@ -122,7 +122,7 @@ async def _answered(
 ) -> Response:
     """The response to a request that can be served."""
     if stream:
-        return EventStream(asked.stream(), server.options.keep_alive_seconds, server.options.stalled_seconds)
+        return EventStream(asked.stream(), server.options.keep_alive_seconds)
     answer: BaseModel = await or_gone(http, asked.whole())
     return Response(answer.model_dump_json(), media_type="application/json")
 

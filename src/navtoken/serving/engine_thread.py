@@ -34,6 +34,10 @@ LONGEST_RETRY = 60
 """Seconds that a client is asked to wait at most."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before an engine is made anew, once making it at once has not helped; each pause is twice the last."""
+ABORT_SECONDS = 5.0
+"""For a step to come back, once it is told to be the last."""
+POLL_SECONDS = 0.02
+"""Between two looks at whether the thread has ended."""
 REFUSALS = (OptionError, PromptTooLongError, PolicyError)
 """What the engine says of a request that cannot be served."""
 
@@ -171,12 +175,21 @@ class EngineThread:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join, timeout)
-        if self._thread.is_alive():
-            with self._wake:
-                self._aborting = True
-                self._wake.notify()
-            await asyncio.to_thread(self._thread.join, 5.0)
+        await self._ended(timeout)
+        self.abort()
+        await self._ended(ABORT_SECONDS)
+
+    def abort(self) -> None:
+        """End what runs; whoever waits in `close` for it to finish does no more."""
+        with self._wake:
+            self._closing = self._aborting = True
+            self._wake.notify()
+
+    async def _ended(self, seconds: float) -> None:
+        """Wait for the thread. Never in another thread: the event loop waits for those before it ends, even when told not to."""
+        end, was_aborting = monotonic() + seconds, self._aborting
+        while self._thread.is_alive() and monotonic() < end and self._aborting == was_aborting:
+            await asyncio.sleep(POLL_SECONDS)
 
     def _order(self, order: Order) -> None:
         with self._wake:

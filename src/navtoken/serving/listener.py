@@ -15,12 +15,20 @@ from typing import Any
 import uvicorn
 
 from navtoken.serving.app import create_app
+from navtoken.serving.connections import connections
 from navtoken.serving.errors import ServingError
 from navtoken.serving.server import Server
 
 FAREWELL_SECONDS = 5
 """For connections to end once the engine has."""
+FORCED_SECONDS = 0.5
+"""For the engine to end, where nobody is to be waited for: a step mostly takes less, and clients then hear why."""
 START_SECONDS = 60.0
+
+
+def url_of(host: str, port: int) -> str:
+    """The address as a client writes it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Listener(uvicorn.Server):
@@ -31,17 +39,21 @@ class Listener(uvicorn.Server):
         wanted = server.options
         config = uvicorn.Config(
             create_app(server),
-            http="h11",
+            http=connections(wanted.stalled_seconds),
             ws="none",
             access_log=False,
             server_header=False,
             h11_max_incomplete_event_size=wanted.max_header,
             timeout_graceful_shutdown=round(wanted.shutdown_seconds) + 2 * FAREWELL_SECONDS,
             timeout_keep_alive=30,
+            host=wanted.host,
+            port=wanted.port,
             **options,
         )
         super().__init__(config)
         self.served = server
+        self.thread: threading.Thread | None = None
+        """Where it runs, if not in the main one."""
 
     @property
     def port(self) -> int:
@@ -49,8 +61,13 @@ class Listener(uvicorn.Server):
         port: int = self.servers[0].sockets[0].getsockname()[1]
         return port
 
+    @property
+    def address(self) -> str:
+        """URL of what it serves, once it has started."""
+        return url_of(self.served.options.host, self.port)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more, let what runs finish, say farewell to the rest."""
+        """Take no more, let what runs finish, say farewell to the rest. Told to stop once more, wait for nobody."""
         closing = asyncio.ensure_future(self._close())
         await super().shutdown(sockets)
         await closing
@@ -61,19 +78,27 @@ class Listener(uvicorn.Server):
         while not (closing.done() or self.force_exit):
             await asyncio.wait((closing,), timeout=0.1)
         if self.force_exit:
-            await self.served.engine.close(0.0)
-        await closing
+            self.served.abort()
+        await asyncio.wait((closing,), timeout=FORCED_SECONDS if self.force_exit else None)
+        end = time.monotonic() + FAREWELL_SECONDS
+        while self.server_state.connections and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.05)
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 @contextmanager
 def listening_in_thread(server: Server) -> Iterator[Listener]:
-    """Serve on a free port of this machine while the block runs. Raises `ServingError`."""
-    listener = Listener(server, host="127.0.0.1", port=0, log_config=None)
-    thread = threading.Thread(target=listener.run, name="listener", daemon=True)
+    """Serve at the options' address while the block runs. Raises `ServingError`."""
+    listener = Listener(server, log_config=None)
+    listener.thread = thread = threading.Thread(target=listener.run, name="listener", daemon=True)
     thread.start()
     deadline = time.monotonic() + START_SECONDS
     while not listener.started:
         if not thread.is_alive() or time.monotonic() > deadline:
+            # Else one that is only late would serve on, for nobody.
+            listener.should_exit = True
             raise ServingError("the server in this process did not start; see what it logged")
         time.sleep(0.01)
     try:

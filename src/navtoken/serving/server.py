@@ -79,6 +79,11 @@ class Server:
         await self.engine.close(self.options.shutdown_seconds)
         self.prompts.close()
 
+    def abort(self) -> None:
+        """End what runs, without waiting."""
+        self.engine.abort()
+        self.prompts.close()
+
     def policy_of(self, request: Request, sampling: SamplingParams) -> Policy:
         """Who writes this request's tokens. Raises `UnknownModel` and `BadRequest`."""
         if request.model not in self.names:

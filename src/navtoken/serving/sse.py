@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from navtoken.serving.errors import ApiError, Failed
 
@@ -39,14 +39,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float, stalled: float) -> None:
-        """Seconds of silence after which a comment is sent, and for which a client may take nothing."""
+    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float) -> None:
+        """`keep_alive` is how many seconds of silence a comment ends."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._events = events
         self._keep_alive = keep_alive
-        self._stalled = stalled
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events or the client end."""
@@ -61,13 +60,9 @@ class EventStream(Response):
             else:
                 await _ended(sending)
 
-    async def _send(self, send_at_once: Send) -> None:
+    async def _send(self, send: Send) -> None:
         """Nothing is sent before the first event: until then what goes wrong still has a status of its own."""
         started = False
-
-        async def send(message: Message) -> None:
-            # A client that does not read keeps the connection, and would keep its rows.
-            await asyncio.wait_for(send_at_once(message), self._stalled)
 
         async def start() -> None:
             nonlocal started
@@ -83,9 +78,6 @@ class EventStream(Response):
                 async for part in parts:
                     await start()
                     await send({"type": "http.response.body", "body": part, "more_body": True})
-        except TimeoutError:
-            logger.info("a client took nothing for %g s", self._stalled)
-            return
         except ApiError as error:
             if not started:
                 raise
