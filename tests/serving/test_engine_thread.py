@@ -284,6 +284,26 @@ def test_a_crash_ends_all_jobs_with_503_and_a_new_engine_is_made_without_being_a
     assert len(in_loop(test).engines) == 2
 
 
+def test_no_count_falls_when_an_engine_is_thrown_away() -> None:
+    seen: list[int] = []
+
+    async def test(recorded: Recorded) -> None:
+        wanted = job(ask(1, max_tokens=20))
+        recorded.thread.submit(wanted)
+        await tokens(wanted)
+        end_all = recorded.thread._end_all
+
+        def looked_at(why: ApiError) -> None:
+            seen.append(sum(recorded.thread.ledger.written))
+            end_all(why)
+
+        recorded.thread._end_all = looked_at  # type: ignore[method-assign]
+        await crash(recorded)
+
+    in_loop(test)
+    assert seen and min(seen) >= 20
+
+
 def test_an_engine_that_cannot_be_made_anew_is_tried_again_after_pauses_that_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from time import monotonic
 from typing import Literal
 
@@ -73,6 +73,8 @@ class EngineThread:
         self.max_queue = max_queue
         self.stuck_seconds = stuck_seconds
         self._past = Ledger()
+        self._books = Lock()
+        """Held where an engine's counts become past ones."""
         self._orders: deque[Order] = deque()
         self._wake = Condition()
         self._closing = self._aborting = False
@@ -164,10 +166,11 @@ class EngineThread:
     @property
     def ledger(self) -> Ledger:
         """Counts of all that was decoded, crashed engines included."""
-        total, engine = Ledger(), self._engine
-        total.add(self._past)
-        if engine is not None:
-            total.add(engine.ledger)
+        total = Ledger()
+        with self._books:
+            total.add(self._past)
+            if self._engine is not None:
+                total.add(self._engine.ledger)
         return total
 
     async def close(self, timeout: float) -> None:
@@ -359,12 +362,13 @@ class EngineThread:
         self._throw_away(Unavailable(f"the engine crashed ({type(error).__name__}); try again"))
 
     def _throw_away(self, why: ApiError) -> None:
-        # First of all, so that nobody asks a broken engine to put its rows away.
-        engine, self._engine = self._engine, None
+        # First of all, so that nobody asks a broken engine to put its rows away; and at once, so that no count ever falls.
+        with self._books:
+            if self._engine is not None:
+                self._past.add(self._engine.ledger)
+            self._engine = None
         self._end_all(why)
         self._unstarted.clear()
-        if engine is not None:
-            self._past.add(engine.ledger)
 
     def _end_all(self, why: ApiError) -> None:
         jobs = dict.fromkeys([*self._owners.values(), *self._to_score])
