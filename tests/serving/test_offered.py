@@ -123,18 +123,36 @@ def test_the_page_is_offered_what_can_be_asked_for(offered: Offered) -> None:
         assert policy.reference
 
 
-def test_no_path_is_told_and_what_is_told_can_be_asked_for(offered: Offered, tmp_path: Path) -> None:
-    folder = offered.served.target  # type: ignore[attr-defined]
-    hindsight = make_policy(f"hindsight:0.1,router={folder},threshold=0.4")
-    for policy in (offered.served, hindsight):
-        assert str(tmp_path) in policy.reference
-        told = public(policy)
-        assert str(tmp_path) not in told
-        assert offered.policy(told, None, GREEDY).reference == policy.reference
+@pytest.mark.parametrize("router", [False, True], ids=["", "beside another router"])
+@pytest.mark.parametrize(
+    "served",
+    [
+        "router:{}/router",
+        "router:{}/router,threshold=0.3",
+        "query:{}/query",
+        "hindsight:0.1,router={}/router,threshold=0.4",
+        "hindsight:0.1,router={}/router",
+        "hindsight:0.1,entropy=0.67",
+        "entropy:0.67",
+        "speculative:4",
+    ],
+)
+def test_no_path_is_told_and_what_is_told_can_be_asked_for(
+    offered: Offered, tmp_path: Path, served: str, router: bool
+) -> None:
     tiny_router(tmp_path / "query", offered.pair, kind="query", inputs=("hidden",), thresholds=STORED)
-    other = Offered(offered.pair, make_policy(f"query:{tmp_path / 'query'}"))
-    assert str(tmp_path) not in public(other.served)
-    assert other.policy(public(other.served), None, GREEDY).reference == other.served.reference
+    other = make_policy(f"router:{tmp_path / 'other'}") if router else None
+    assert other is None or isinstance(other, RouterPolicy)
+    own = Offered(offered.pair, make_policy(served.format(tmp_path)), other)
+    told = public(own.served)
+    assert str(tmp_path) not in told
+    assert own.policy(told, None, GREEDY).reference == own.served.reference
+    assert str(tmp_path) not in public(own.policy(told, None, GREEDY))
+
+
+def test_hindsight_takes_the_router_that_is_served(offered: Offered, tmp_path: Path) -> None:
+    hindsight = make_policy(f"hindsight:0.1,router={tmp_path / 'router'},threshold=0.4")
+    assert offered.policy(public(hindsight), None, GREEDY).reference == hindsight.reference
 
 
 def test_references_are_forgotten_in_time(offered: Offered) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from navtoken.checkpoints import ModelPair
 from navtoken.engine import SamplingParams
 from navtoken.policies import Policy, PolicyError, ThresholdPolicy, make_policy
-from navtoken.policies.hindsight import PAIRS_ROUTER
+from navtoken.policies.hindsight import PAIRS_ROUTER, HindsightPolicy
 from navtoken.policies.query import QueryPolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.reference import BadReference, Reference, parse_reference
@@ -115,18 +115,24 @@ class Offered:
         """A reference to a router without its folder, as `public` spells it, with the server's own."""
         if reference.name == "query" and reference.target is None and isinstance(self.served, QueryPolicy):
             return replace(reference, target=self.served.target)
-        if reference.options.get("router") == PAIRS_ROUTER and self._router is not None:
-            target = self._router.target or PAIRS_ROUTER
-            return replace(reference, options=reference.options | {"router": target})
+        folder = self._base_folder if reference.options.get("router") == PAIRS_ROUTER else None
+        if folder is not None:
+            return replace(reference, options=reference.options | {"router": folder})
         return reference
+
+    @property
+    def _base_folder(self) -> str | None:
+        """What hindsight's router is on this server: that of the hindsight it was started with, else the server's own."""
+        if isinstance(self.served, HindsightPolicy) and isinstance(self.served.base, RouterPolicy):
+            return self.served.base.target or PAIRS_ROUTER
+        return None if self._router is None else self._router.target or PAIRS_ROUTER
 
     def _folders(self, name: str) -> tuple[str | None, ...]:
         """How a client may name a router's folder in a policy: not at all, or as the server does."""
         served = self.served
         if name == "query":
             return (None, served.target) if isinstance(served, QueryPolicy) else (None,)
-        own = self._router
-        return (None,) if own is None else (None, own.target or PAIRS_ROUTER)
+        return (None, self._base_folder)
 
     def _own_router(self, reference: Reference, sampling: SamplingParams) -> Policy:
         own = self._router
