@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from navtoken.policies import ThresholdPolicy
+from navtoken.policies import ThresholdPolicy, Writer
 from navtoken.serving.answers import HealthAnswer, Model, ModelList, PairAnswer, PairModel, VersionAnswer
 from navtoken.serving.errors import UnknownModel
 from navtoken.serving.offered import public
@@ -59,8 +59,8 @@ def pair(server: Server) -> PairAnswer:
     served, models_ = server.offered.served, server.pair
     return PairAnswer(
         name=server.options.name,
-        slm=PairModel(reference=names(server, "slm"), parameters=models_.slm.card.parameters),
-        llm=PairModel(reference=names(server, "llm"), parameters=models_.llm.card.parameters),
+        slm=PairModel(reference=server.ids[Writer.SLM], parameters=models_.slm.card.parameters),
+        llm=PairModel(reference=server.ids[Writer.LLM], parameters=models_.llm.card.parameters),
         context=min(server.engine.capacity, models_.slm.card.context, models_.llm.card.context),
         policy=public(served),
         threshold=served.threshold if isinstance(served, ThresholdPolicy) else None,
@@ -69,8 +69,3 @@ def pair(server: Server) -> PairAnswer:
         max_n=MAX_N,
         examples=list(server.examples),
     )
-
-
-def names(server: Server, policy: str) -> str:
-    """A model's public name."""
-    return next(name for name, own in server.names.items() if own == policy)

@@ -23,7 +23,7 @@ class ServerOptions:
     port: int = 8000
     """Port to bind to; 0 takes a free one, which is printed."""
     name: str = "navtoken"
-    """Model id under which clients ask for the pair; each model alone goes by its own reference."""
+    """Model id under which clients ask for the pair; each model alone goes by its hub id, or by the last part of its folder."""
     api_key: str | None = None
     """Key that clients must send (Authorization: Bearer KEY); None takes NAVTOKEN_API_KEY of the environment, and asks for none where
     that is not set either."""

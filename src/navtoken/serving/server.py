@@ -8,7 +8,6 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from navtoken.serving.engine_thread import EngineThread
 from navtoken.serving.errors import ApiError, BadRequest, UnknownModel
 from navtoken.serving.jobs import Ask, Heard, Job, News, Scored
 from navtoken.serving.metrics import Metrics, Pace
+from navtoken.serving.model_ids import model_ids
 from navtoken.serving.offered import Offered
 from navtoken.serving.options import ServerOptions
 from navtoken.serving.prompt_scores import PromptScores, ScoredBy
@@ -64,8 +64,11 @@ class Server:
         self.scorers = {model: ScoredBy(self.pair[model], self.pair.vocab_size) for model in Writer}
         self.names: dict[str, str | None] = {self.options.name: None}
         """Models that may be asked, and their policies; None is the server's own."""
-        for model, policy in ((self.pair.slm, "slm"), (self.pair.llm, "llm")):
-            self.names.setdefault(_public(model.reference), policy)
+        ids = model_ids(self.options.name, self.pair.slm.reference, self.pair.llm.reference)
+        self.ids = dict(zip(Writer, ids, strict=True))
+        """Each model's own."""
+        for name, policy in zip(ids, ("slm", "llm"), strict=True):
+            self.names.setdefault(name, policy)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -212,8 +215,3 @@ async def _at_hand(job: Job) -> list[News]:
             news.append(job.inbox.get_nowait())
         except asyncio.QueueEmpty:
             return news
-
-
-def _public(reference: str) -> str:
-    """A model's name for clients: of a folder its last part, as paths are nobody's business."""
-    return Path(reference).name if Path(reference).is_dir() else reference
