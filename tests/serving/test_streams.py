@@ -322,6 +322,26 @@ def test_a_full_queue_is_told_before_the_prompt_is_made() -> None:
         assert made == []
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_place_that_was_held_is_taken_before_another_request_has_its_turn(stream: bool) -> None:
+    with serving(embedded_pair()) as live:
+        engine, in_between = live.server.engine, []
+        preparing = engine.preparing
+
+        @contextmanager
+        def watched(weight: int) -> Iterator[None]:
+            with preparing(weight):
+                yield
+            assert engine._loop is not None
+            engine._loop.call_soon(lambda: in_between.append(sum(engine._in_flight.values())))
+
+        engine.preparing = watched  # type: ignore[method-assign]
+        assert live.chat(n=3, stream=stream, max_tokens=30).status_code == 200
+        assert in_between == [3]
+        live.wait_until_idle()
+        assert not engine._in_flight
+
+
 def test_a_full_queue_sends_clients_away_and_says_for_how_long() -> None:
     async def ask(live: LiveServer, num: int) -> list[httpx2.Response]:
         async with httpx2.AsyncClient(timeout=60) as http:

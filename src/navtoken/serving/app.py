@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -121,9 +122,15 @@ async def _answered(
     asked: Chat | Completion, stream: bool | None, http: HttpRequest, server: Server
 ) -> Response:
     """The response to a request that can be served."""
+    # Here and not where it is listened to: a stream begins later, and the place held for it would be another's by then.
+    server.engine.submit(asked.job)
+    forget = partial(server.engine.cancel, asked.job)
     if stream:
-        return EventStream(asked.stream(), server.options.keep_alive_seconds)
-    answer: BaseModel = await or_gone(http, asked.whole())
+        return EventStream(asked.stream(), server.options.keep_alive_seconds, forget)
+    try:
+        answer: BaseModel = await or_gone(http, asked.whole())
+    finally:
+        forget()
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

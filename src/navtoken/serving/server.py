@@ -141,8 +141,7 @@ class Server:
         ]
 
     async def follow(self, job: Job, choices: Seq[Choice]) -> AsyncGenerator[Step, None]:
-        """Decode a job: yields what is heard, step by step. Raises `ApiError`s. Whoever stops listening frees the rows."""
-        self.engine.submit(job)
+        """Listen to a job that was submitted: yields what is heard, step by step. Raises `ApiError`s."""
         paces = [Pace(self.metrics, job.submitted) for _ in choices]
         transcript = Transcript(job, len(choices)) if self.options.log_prompts else None
         try:
@@ -161,7 +160,6 @@ class Server:
                             transcript.add(*step.pieces[-1])
                 yield step
         finally:
-            self.engine.cancel(job)
             if transcript is not None:
                 transcript.write(self.texts.tokenizer)
 

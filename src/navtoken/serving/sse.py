@@ -7,7 +7,7 @@ listens, so that a stream that nobody reads ends at once, and with it its rows.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -39,13 +39,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive: float) -> None:
-        """`keep_alive` is how many seconds of silence a comment ends."""
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], keep_alive: float, forget: Callable[[], None]
+    ) -> None:
+        """`keep_alive` is how many seconds of silence a comment ends; `forget` is called at the end, even where nothing was sent."""
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(headers=headers)
         del self.headers["content-length"]
         self._events = events
         self._keep_alive = keep_alive
+        self._forget = forget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events or the client end."""
@@ -54,6 +57,7 @@ class EventStream(Response):
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._forget()
             await _ended(gone)
             if sending.done():
                 sending.result()
