@@ -61,6 +61,11 @@ def test_a_penalty_has_a_threshold_of_its_own(offered: Offered) -> None:
         offered.policy("router,share=0.2", None, replace(WARM, frequency_penalty=0.5))
 
 
+def test_a_threshold_is_not_kept_for_another_sampling(offered: Offered) -> None:
+    for sampling, kept in ((WARM, 0.6), (replace(WARM, frequency_penalty=0.5), 0.5), (WARM, 0.6)):
+        assert threshold(offered.policy(None, None, sampling)) == kept
+
+
 def test_a_share_without_a_stored_threshold_is_refused(offered: Offered) -> None:
     with pytest.raises(BadRequest, match="no threshold for share=0.1"):
         offered.policy("router,share=0.1", None, WARM)

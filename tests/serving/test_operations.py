@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from live_server import LiveServer, chat_body, embedded_pair, serving
+from live_server import ENGINE, LiveServer, chat_body, embedded_pair, serving
 from navtoken.cli import main
 
 
@@ -163,6 +163,28 @@ def test_a_port_that_is_taken_is_said(capsys: pytest.CaptureFixture[str]) -> Non
         taken.listen()
         assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot listen" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("defaults", "policy", "warned"),
+    [
+        ({"temperature": 1.0}, "router", False),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20}, "router", True),
+        ({"temperature": 0.6}, "router,threshold=0.4", False),
+        ({"temperature": 0.6}, "entropy:0.67", False),
+    ],
+)
+def test_a_default_sampling_without_a_threshold_is_warned_about(
+    defaults: dict[str, Any], policy: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    from navtoken.commands.serve import ServeOptions, _warn_of_threshold, make_server
+    from navtoken.serving.options import ServerOptions
+
+    server = make_server(ServeOptions(policy, server=ServerOptions(engine=ENGINE)), embedded_pair())
+    server.defaults = defaults
+    _warn_of_threshold(server)
+    assert ("temperature 0.6, top_p 0.95, top_k 20" in caplog.text) == warned
+    assert ("navtoken calibrate" in caplog.text) == warned
 
 
 def test_the_address_is_warned_about_where_anybody_reaches_it(caplog: pytest.LogCaptureFixture) -> None:

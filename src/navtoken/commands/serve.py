@@ -23,6 +23,7 @@ from navtoken.serving.errors import ServingError
 from navtoken.serving.listener import Listener, url_of
 from navtoken.serving.offered import Offered, public
 from navtoken.serving.options import ServerOptions
+from navtoken.serving.sampling import default_sampling
 from navtoken.serving.server import Server
 from navtoken.tasks import load_task
 
@@ -127,5 +128,18 @@ def _announce(console: Console, options: ServeOptions, server: Server, address: 
     models = ", ".join(server.names)
     console.print(f"serving {models} under policy {public(server.offered.served)}", soft_wrap=True)
     console.print(f"page: {address}/   API: {address}/v1", soft_wrap=True)
+    _warn_of_threshold(server)
     if not server.options.is_local and server.options.key is None:
         logger.warning("anybody who reaches this address may use the server: set a key (--api-key)")
+
+
+def _warn_of_threshold(server: Server) -> None:
+    """Requests that say nothing of sampling are drawn as the LLM's generation config says, which the router need not know."""
+    sampling = default_sampling(server.defaults)
+    if server.offered.lacks_threshold(sampling):
+        said = ", ".join(f"{name} {getattr(sampling, name):g}" for name in server.defaults)
+        logger.warning(
+            "the router has no threshold for the sampling of requests that set none (%s), and decodes with its default one; find one "
+            "with navtoken calibrate at that sampling",
+            said,
+        )

@@ -14,7 +14,7 @@ from navtoken.policies.hindsight import PAIRS_ROUTER, HindsightPolicy
 from navtoken.policies.query import QueryPolicy
 from navtoken.policies.router import RouterPolicy
 from navtoken.reference import BadReference, Reference, parse_reference
-from navtoken.router import ALL_TASKS, SAMPLING_READ
+from navtoken.router import ALL_TASKS
 from navtoken.serving.answers import OfferedPolicy
 from navtoken.serving.errors import BadRequest
 
@@ -67,12 +67,20 @@ class Offered:
 
     def policy(self, reference: str | None, threshold: float | None, sampling: SamplingParams) -> Policy:
         """What a request asked for, at its sampling parameters. Raises `BadRequest`."""
-        key = (reference, threshold, *(getattr(sampling, name) for name in SAMPLING_READ))
+        # All that changes what is drawn: a stored threshold is of one sampling.
+        key = (reference, threshold, replace(sampling, stop=(), ignore_eos=False, min_tokens=0))
         if key not in self._known:
             self._known[key] = self._made(reference, threshold, sampling)
             if len(self._known) > MOST_KEPT:
                 self._known.popitem(last=False)
         return self._known[key]
+
+    def lacks_threshold(self, sampling: SamplingParams) -> bool:
+        """Is the router that is served without a threshold of its own for these sampling parameters, so that its default stands in?"""
+        policy = self.served
+        if not (isinstance(policy, RouterPolicy) and policy.by_default):
+            return False
+        return policy.in_sampling(asdict(sampling), self.pair.llm.fingerprint).by_default
 
     def offers(self) -> list[OfferedPolicy]:
         """What the page offers: what is served, then a rule of each kind."""

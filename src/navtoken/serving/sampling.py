@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from navtoken.checkpoints import LoadedModel
@@ -22,17 +23,24 @@ def model_defaults(loaded: LoadedModel) -> dict[str, Any]:
     return {"temperature": 1.0} | found
 
 
+def default_sampling(defaults: Mapping[str, Any]) -> SamplingParams:
+    """How tokens are drawn for a request that says nothing of it."""
+    temperature = float(defaults["temperature"])
+    return SamplingParams(
+        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+        top_k=max(0, int(defaults.get("top_k", 0))),
+        top_p=float(defaults.get("top_p", 1.0)),
+        min_p=float(defaults.get("min_p", 0.0)),
+        repetition_penalty=float(defaults.get("repetition_penalty", 1.0)),
+    )
+
+
 def sampling_of(request: Request, defaults: Mapping[str, Any], vocab_size: int) -> SamplingParams:
     """How a request's tokens are drawn. Raises `BadRequest` for a bias on what is no token."""
     given = {name: getattr(request, name) for name in FROM_CONFIG}
     values = {**defaults, **{name: value for name, value in given.items() if value is not None}}
-    temperature = float(values["temperature"])
-    return SamplingParams(
-        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-        top_k=max(0, int(values.get("top_k", 0))),
-        top_p=float(values.get("top_p", 1.0)),
-        min_p=float(values.get("min_p", 0.0)),
-        repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+    return replace(
+        default_sampling(values),
         frequency_penalty=request.frequency_penalty or 0.0,
         presence_penalty=request.presence_penalty or 0.0,
         ignore_eos=bool(request.ignore_eos),
