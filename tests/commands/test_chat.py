@@ -1,21 +1,27 @@
 """`navtoken chat`: against a real server of the embedded pair, and against servers that say odd things."""
 
+import asyncio
 import io
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from live_server import LiveServer, embedded_pair, serving
+from navtoken.cli import main
 from navtoken.commands.chat import Chat, ChatOptions, run
 from navtoken.commands.chat_client import ChatClient, ChatError, Settings
 from navtoken.engine.options import OptionError
+from navtoken.serving import listener
+from navtoken.serving.listener import Listener
 
 QUESTION = "Numbers 3 7 12 target 33 :"
 
@@ -389,3 +395,35 @@ def test_an_error_of_several_lines_is_told_in_one() -> None:
     with stand_in(200, [b'data: {"error": {"message": "a\\nb"}}\n\n']) as address, talking(address) as chat:
         chat.take("hi")
         assert "navtoken: a b\n" in printed(chat.console)
+
+
+# ---- a local pair's server that does not start ------------------------------------------------------------------------
+
+
+def test_a_server_of_its_own_that_starts_too_late_is_told_in_a_line_and_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goes_on, started = Event(), Listener.startup
+
+    async def late(self: Listener, sockets: Any = None) -> None:
+        await asyncio.to_thread(goes_on.wait, 30)
+        await started(self, sockets)
+
+    monkeypatch.setattr(Listener, "startup", late)
+    monkeypatch.setattr(listener, "START_SECONDS", 0.2)
+    before = set(enumerate_threads())
+    assert main(["chat"]) == 2
+    told = capsys.readouterr().err
+    assert "did not start" in told and "Traceback" not in told
+    (own,) = [each for each in set(enumerate_threads()) - before if each.name == "listener"]
+    goes_on.set()
+    own.join(20)
+    assert not own.is_alive(), "it serves on, for nobody"
+
+
+def test_the_server_in_this_process_listens_where_its_options_say() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with serving(embedded_pair(), port=port) as live:
+        assert live.address == f"http://127.0.0.1:{port}" and live.http.get("/health").status_code == 200

@@ -1,6 +1,7 @@
 """The engine's thread on an engine without weights: joining, leaving, crashing, closing, and that nothing is left behind."""
 
 import asyncio
+import gc
 import threading
 import time
 import weakref
@@ -22,8 +23,15 @@ from navtoken.serving.errors import ApiError, BadRequest, Busy, Failed, Unavaila
 from navtoken.serving.jobs import Ask, Heard, Job, Scored
 from navtoken.serving.prompt_scores import PromptScores
 
+collect = gc.collect
 POLICY = RandomPolicy(0.4)
 OPTIONS = EngineOptions(max_rows=4, llm_min_rows=1)
+
+
+@pytest.fixture(autouse=True)
+def quick_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it makes an engine anew, the thread collects garbage: seconds with all that tests have imported."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 class BrokenPolicy(RandomPolicy):
@@ -309,7 +317,6 @@ def test_an_engine_that_cannot_be_made_anew_is_tried_again_after_pauses_that_gro
 ) -> None:
     monkeypatch.setattr(engine_thread, "FIRST_PAUSE", 0.02)
     monkeypatch.setattr(engine_thread, "LONGEST_PAUSE", 0.08)
-    monkeypatch.setattr("gc.collect", lambda: 0)
     times: list[float] = []
 
     async def test(recorded: Recorded) -> None:
@@ -367,8 +374,9 @@ def test_pauses_begin_anew_once_a_response_was_finished(monkeypatch: pytest.Monk
     in_loop(test)
 
 
-def test_the_old_engine_is_gone_before_a_new_one_is_made() -> None:
+def test_the_old_engine_is_gone_before_a_new_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is seldom memory for the caches of two."""
+    monkeypatch.setattr(gc, "collect", collect)
     alive: list[bool] = []
     old: list[weakref.ref[FakeEngine]] = []
 
