@@ -47,7 +47,7 @@ class ServerOptions:
     keep_alive_seconds: float = 15.0
     """Silence in a stream after which a comment is sent."""
     stalled_seconds: float = 60.0
-    """A client of a stream that takes nothing for so long is hung up on."""
+    """A client that takes nothing of its answer for so long is hung up on."""
     stuck_seconds: float = 120.0
     """A step of the engine that takes longer counts as stuck: /health fails."""
     shutdown_seconds: float = 60.0
