@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 from reproduce_compare import Compared, all_is_well, compare, markdown
 from reproduce_declared import declared
-from reproduce_run import Outcome, Runner, minutes, whole_time
+from reproduce_run import OTHER_CODE, Outcome, Runner, minutes, whole_time
 from reproduce_steps import HERE, SKIPPED, Size, Step, estimates, steps_of
 from rich.console import Console
 
@@ -52,7 +52,8 @@ def main(options: Options) -> int:
         plan(console, steps, estimated, runner)
         outcomes = runner.run(steps, estimated, lambda line: console.print(line, markup=False))
     else:
-        outcomes = {step.name: runner.before(step) or Outcome("not run") for step in steps}
+        ended = runner.ended_before(steps)
+        outcomes = {step.name: ended.get(step.name) or not_run(step, runner) for step in steps}
     rows = comparisons(options, steps)
     skipped = {} if options.only else SKIPPED[options.size]
     table = markdown(rows, steps, outcomes, skipped)
@@ -73,14 +74,20 @@ def chosen(options: Options) -> tuple[Step, ...]:
 
 def plan(console: Console, steps: tuple[Step, ...], estimated: dict[str, float], runner: Runner) -> None:
     """Every step with its estimate, before the first begins."""
-    done = [step.name for step in steps if runner.before(step)]
+    done = set(runner.ended_before(steps))
     for step in steps:
         state = "done" if step.name in done else minutes(estimated[step.name])
+        if runner.is_stale(step):
+            state += f" ({OTHER_CODE})"
         console.print(f"{step.name:<24} {state}", markup=False)
     left = whole_time(steps, estimated, done, runner.jobs)
     console.print(
         f"about {minutes(left)} on {runner.jobs} free cores; results in {runner.folder}", markup=False
     )
+
+
+def not_run(step: Step, runner: Runner) -> Outcome:
+    return Outcome("not run", why=OTHER_CODE if runner.is_stale(step) else "")
 
 
 def comparisons(options: Options, steps: tuple[Step, ...]) -> list[Compared]:

@@ -2,19 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from reproduce_steps import Step
+from reproduce_code import code_of
+from reproduce_steps import HERE, Step
 
 from navtoken.report.markup import write_whole
 
 State = Literal["ended", "ended before", "failed", "not run"]
+OTHER_CODE = "made by other code"
 Say = Callable[[str], None]
 
 
@@ -46,7 +49,10 @@ class Runner:
 
     def run(self, steps: Sequence[Step], estimated: Mapping[str, float], say: Say) -> dict[str, Outcome]:
         """The outcome of every step, by name."""
-        outcomes = {step.name: done for step in steps if (done := self.before(step))}
+        for experiment in sorted({step.experiment for step in steps if self.is_stale(step)}):
+            say(f"{experiment}: {OTHER_CODE}, begins afresh; what was there is in {self.set_aside}")
+            self._set_aside(experiment, steps)
+        outcomes = self.ended_before(steps)
         waiting = [step for step in steps if step.name not in outcomes]
         running: dict[Future[Outcome], tuple[Step, float]] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -67,15 +73,47 @@ class Runner:
                 say(_progress(waiting, running.values(), outcomes, estimated, self.jobs))
         return {step.name: outcomes[step.name] for step in steps}
 
+    def ended_before(self, steps: Iterable[Step]) -> dict[str, Outcome]:
+        """The steps that need not be run again; one whose needs are run again is, too."""
+        outcomes: dict[str, Outcome] = {}
+        for step in steps:
+            if all(need in outcomes for need in step.needs) and (done := self.before(step)):
+                outcomes[step.name] = done
+        return outcomes
+
     def before(self, step: Step) -> Outcome | None:
-        """What is known of a step that ended in an earlier run with the same command."""
-        path = self._record(step)
-        if not path.exists():
+        """What became of the same command with the same code in an earlier run, if it ended and its results are there."""
+        record = self._recorded(step)
+        if record is None or record["state"] != "ended" or not step.results(self.folder).is_dir():
             return None
-        record = json.loads(path.read_text())
-        if record["command"] != list(step.command(self.python, self.folder)):
+        if record["command"] != list(step.command(self.python, self.folder)) or self.is_stale(step):
             return None
         return Outcome("ended before", record["seconds"], record["cpu_seconds"])
+
+    def is_stale(self, step: Step) -> bool:
+        """Whether other code than today's began it, so that nothing of it may be gone on with."""
+        record = self._recorded(step)
+        return record is not None and record.get("code") != code_of(HERE / step.script)
+
+    def _recorded(self, step: Step) -> dict[str, Any] | None:
+        path = self._record(step)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @property
+    def set_aside(self) -> Path:
+        return self.folder / "other_code"
+
+    def _set_aside(self, experiment: str, steps: Iterable[Step]) -> None:
+        """Scripts go on with the responses that they find, so these may not stay where they are."""
+        for part in (Path(experiment), Path("work") / experiment):
+            old = self.set_aside / part
+            if (self.folder / part).exists():
+                shutil.rmtree(old, ignore_errors=True)
+                old.parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / part).rename(old)
+        for step in steps:
+            if step.experiment == experiment:
+                self._record(step).unlink(missing_ok=True)
 
     def launch(self, step: Step) -> Outcome:
         """Run a step to its end, its output in a log of its own, and remember it if it succeeded."""
@@ -84,6 +122,8 @@ class Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         # Models of the experiments are tiny: a second thread of one process would only wait.
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        record = {"command": command, "code": code_of(HERE / step.script)}
+        write_whole(self._record(step), json.dumps(record | {"state": "begun"}, indent=1) + "\n")
         started = time.monotonic()
         with log.open("w") as out:
             process = subprocess.Popen(
@@ -96,7 +136,7 @@ class Runner:
         if process.returncode:
             return Outcome("failed", seconds, cpu_seconds, f"exit status {process.returncode}, see {log}")
         outcome = Outcome("ended", seconds, cpu_seconds)
-        write_whole(self._record(step), json.dumps({"command": command} | asdict(outcome), indent=1) + "\n")
+        write_whole(self._record(step), json.dumps(record | asdict(outcome), indent=1) + "\n")
         return outcome
 
     def told(self, step: Step, outcome: Outcome) -> str:

@@ -31,10 +31,16 @@ class Step:
 
     part: float = 1.0
     """Share of the committed run's problems."""
+    leaves: Literal["results", "traces"] = "results"
+    """Whether it writes into the folder of results, or of traces alone."""
 
     @property
     def experiment(self) -> str:
         return self.out or self.name
+
+    def results(self, folder: Path) -> Path:
+        """What must be there once it has ended."""
+        return folder / ("work" if self.leaves == "traces" else "") / self.experiment
 
     def command(self, python: str, folder: Path) -> tuple[str, ...]:
         """All it writes lies under `folder`."""
@@ -70,7 +76,9 @@ def _scaling(stage: str, *arguments: str, needs: tuple[str, ...] = (), part: flo
         "{folder}/rlvr/runs",
     )
     name = f"test_time_scaling {stage}"
-    return Step(name, "test_time_scaling.py", given, needs, out="test_time_scaling", part=part)
+    leaves: Literal["results", "traces"] = "results" if stage == "report" else "traces"
+    out = "test_time_scaling"
+    return Step(name, "test_time_scaling.py", given, needs, out=out, part=part, leaves=leaves)
 
 
 def _scaling_steps() -> tuple[Step, ...]:
@@ -116,7 +124,8 @@ def _policies(option: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for name in names for part in (option, name))
 
 
-_FEW = ("--question", "policies", "--num", "8", "--samples", "16")
+# As many samples as were committed: with fewer, the same problems would get other answers.
+_FEW = ("--question", "policies", "--num", "4")
 
 QUICK = (
     Step("definitions", "definitions.py", ("--num", "100", "--resamples", "300"), part=100 / 500),
@@ -139,8 +148,8 @@ QUICK = (
         *("arms", "--run", "top20_0", "--steps", "4", "--learning-rate", "3e-4", "--num", "0"),
         part=200 / 500,
     ),
-    _scaling("draw", *_FEW, part=8 / 50),
-    _scaling("report", *_FEW, needs=("test_time_scaling draw",), part=8 / 50),
+    _scaling("draw", *_FEW, part=4 / 50),
+    _scaling("report", *_FEW, needs=("test_time_scaling draw",), part=4 / 50),
 )
 
 SKIPPED: dict[Size, dict[str, str]] = {
