@@ -5,8 +5,9 @@
 
 Results, logs and traces go to `build/reproduce/` or `build/reproduce-quick/`, and the table to `table.md` there. A step that ended is not run again; one that was interrupted
 goes on where it stopped; one that fails stops only those that need it. Estimates are of `reproduce/times.json`, which says where they were measured. The
-exit status is 1 where a step failed, a figure is missing or one that chance cannot move has moved, or where more figures are outside of their intervals than chance
-explains. `--no-run` makes the table of what is there. How figures are compared is said in `reproduce_compare.py`.
+exit status is 1 where a step failed, a figure is missing, one that chance cannot move has moved or any is far off, where more figures of an experiment are outside of their
+intervals than chance explains, and where a small run is not what the committed small run was (`reproduce/quick.json`, which `--keep-figures` writes). `--no-run` makes the
+table of what is there. How figures are compared is said in `reproduce_compare.py`.
 """
 
 import sys
@@ -14,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from reproduce_compare import Compared, all_is_well, compare, markdown
+from reproduce_compare import Compared, all_is_well, compare, lacking, markdown
 from reproduce_declared import declared
+from reproduce_figures import Figure
+from reproduce_kept import keep, kept_figures
 from reproduce_run import OTHER_CODE, Outcome, Runner, minutes, whole_time
-from reproduce_steps import HERE, SKIPPED, Size, Step, estimates, steps_of
+from reproduce_steps import HERE, KEPT, SKIPPED, Size, Step, estimates, steps_of
 from rich.console import Console
 
 from navtoken.report.markup import write_whole
@@ -32,9 +35,11 @@ class Options:
     jobs: int = 2
     """Steps at a time, each on one core."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Names of experiments (folders of `experiments/`) in place of all; may be repeated."""
+    """Names of experiments (folders of `experiments/`) in place of all, with the steps that they need; may be repeated."""
     run: bool = True
     """Whether steps are run at all; without, the table is of what is there."""
+    keep_figures: bool = False
+    """Whether a small run's figures and table become the committed ones, `reproduce/quick.json` and `quick.md`."""
     out: Path | None = None
     """Folder of all that is made; `build/reproduce` or `build/reproduce-quick` by default."""
 
@@ -46,7 +51,10 @@ class Options:
 
 def main(options: Options) -> int:
     console = Console(soft_wrap=True)
+    if options.keep_figures and options.size != "quick":
+        raise SystemExit("--keep-figures is for --size quick: a full run's results are committed as they are")
     steps, estimated = chosen(options), estimates(options.size)
+    check_declared(options, steps)
     runner = Runner(options.folder, sys.executable, options.jobs)
     if options.run:
         plan(console, steps, estimated, runner)
@@ -55,9 +63,14 @@ def main(options: Options) -> int:
         ended = runner.ended_before(steps)
         outcomes = {step.name: ended.get(step.name) or not_run(step, runner) for step in steps}
     rows = comparisons(options, steps)
+    if options.keep_figures:
+        for experiment in keep(KEPT, rows):
+            console.print(f"{experiment}: a figure is missing, so none of it is kept", markup=False)
+        rows = comparisons(options, steps)
     skipped = {} if options.only else SKIPPED[options.size]
     table = markdown(rows, steps, outcomes, skipped)
-    write_whole(options.folder / "table.md", table)
+    for path in (options.folder / "table.md", *([KEPT.with_suffix(".md")] if options.keep_figures else [])):
+        write_whole(path, table)
     console.print(table, markup=False)
     return 0 if all_is_well(rows, outcomes) else 1
 
@@ -69,7 +82,10 @@ def chosen(options: Options) -> tuple[Step, ...]:
         raise SystemExit(
             f"no experiment {', '.join(sorted(unknown))} at this size; there are {', '.join(sorted(known))}"
         )
-    return tuple(step for step in steps if not options.only or step.experiment in options.only)
+    wanted = {step.name for step in steps if not options.only or step.experiment in options.only}
+    for step in reversed(steps):  # Needs come before what needs them.
+        wanted |= set(step.needs) if step.name in wanted else set()
+    return tuple(step for step in steps if step.name in wanted)
 
 
 def plan(console: Console, steps: tuple[Step, ...], estimated: dict[str, float], runner: Runner) -> None:
@@ -93,11 +109,32 @@ def not_run(step: Step, runner: Runner) -> Outcome:
 def comparisons(options: Options, steps: tuple[Step, ...]) -> list[Compared]:
     """Of the declared figures of the steps' experiments."""
     parts = {step.experiment: step.part for step in steps}
+    kept = kept_figures(KEPT) if options.size == "quick" else {}
     return [
-        compare(figure, HERE, options.folder, options.size, parts[figure.experiment])
-        for figure in declared()
-        if figure.experiment in parts and options.size in figure.sizes
+        compare(
+            figure,
+            HERE,
+            options.folder,
+            options.size,
+            parts[figure.experiment],
+            kept.get((figure.experiment, figure.name)),
+        )
+        for figure in figures_of(options, steps)
     ]
+
+
+def figures_of(options: Options, steps: tuple[Step, ...]) -> list[Figure]:
+    experiments = {step.experiment for step in steps}
+    return [each for each in declared() if each.experiment in experiments and options.size in each.sizes]
+
+
+def check_declared(options: Options, steps: tuple[Step, ...]) -> None:
+    """Before hours are spent on what has nothing to be compared with."""
+    if missing := lacking(figures_of(options, steps), HERE):
+        told = "\n".join(missing)
+        raise SystemExit(
+            f"the committed results lack figures that are declared; leave their experiments out with --only:\n{told}"
+        )
 
 
 if __name__ == "__main__":

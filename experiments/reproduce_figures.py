@@ -41,6 +41,8 @@ class Figure:
     """Whether the small run makes the very same tokens, so that its size is no reason to differ."""
     problems: Place | None = None
     """Where the figure stands problem by problem, so that a small run is compared on the very problems that it has."""
+    deviation: float | None = None
+    """Standard error of what is trained again, declared where the file holds none."""
     spread: Callable[[Path], float] | None = None
     """Standard error from the responses under the folder of traces, for a small run whose file holds none."""
 
@@ -62,19 +64,19 @@ def measured(figure: Figure, results: Path) -> Measured:
     path, data = _read(figure, results)
     try:
         value = _mean(at(data, figure.place))
-        error = None if figure.error is None else _error(at(data, figure.error))
+        error = figure.deviation if figure.error is None else _error(at(data, figure.error))
     except (LookupError, TypeError) as problem:
         raise MissingFigure(f"{path} holds no {figure.name}: {problem}") from None
     return Measured(value, error)
 
 
-def on_shared_problems(figure: Figure, one: Path, other: Path) -> tuple[Measured, Measured]:
-    """The figure in two result files, of the problems that both have."""
+def on_shared_problems(figure: Figure, committed: Path, made: Path, part: float) -> tuple[Measured, Measured]:
+    """The figure of the problems that a small run has, committed and made again; they must be the `part` of all that it should have."""
     assert figure.problems is not None
-    ours, theirs = (at(_read(figure, results)[1], figure.problems) for results in (one, other))
-    shared = ours.keys() & theirs.keys()
-    if not shared:
-        raise MissingFigure(f"no problem of {figure.name} is in both files")
+    ours, theirs = (at(_read(figure, results)[1], figure.problems) for results in (committed, made))
+    shared, expected = ours.keys() & theirs.keys(), round(part * len(ours))
+    if len(shared) != expected:
+        raise MissingFigure(f"{len(shared)} problems of {figure.name} are in both files, not {expected}")
     means = (fmean(each[problem] for problem in shared) for each in (ours, theirs))
     was, now = (Measured(value, None) for value in means)
     return was, now

@@ -12,6 +12,8 @@ from typing import Literal
 Size = Literal["full", "quick"]
 HERE = Path(__file__).parent
 TIMES = HERE / "reproduce" / "times.json"
+KEPT = HERE / "reproduce" / "quick.json"
+"""The small run's own figures."""
 
 
 @dataclass(frozen=True)
