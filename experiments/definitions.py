@@ -101,12 +101,12 @@ def markdown(found: dict[str, Compared]) -> str:
     row("SLM ≠ LLM", [f"{100 * each.shares['differs'].value:.1f} %" for each in sets])
     for index, agreement in enumerate(sets[0].agreements):
         name = f"Jaccard: {SETS[agreement.found]}, {SETS[agreement.wanted]}"
-        cells = [each.agreements[index].overlap for each in sets]
-        row(name, [f"{each.jaccard.value:.2f} (chance {each.expected:.2f})" for each in cells])
+        overlaps = [each.agreements[index].overlap for each in sets]
+        row(name, [f"{each.jaccard.value:.2f} (chance {each.expected:.2f})" for each in overlaps])
     for index, prediction in enumerate(sets[0].predictions):
         name = f"ROC area: {SIGNALS[prediction.signal]} finds {SETS[prediction.target]}"
-        cells = [each.predictions[index].areas.roc for each in sets]
-        row(name, [f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in cells])
+        areas = [each.predictions[index].areas.roc for each in sets]
+        row(name, [f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})" for each in areas])
     return "\n".join(lines) + "\n"
 
 

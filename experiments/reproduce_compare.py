@@ -85,7 +85,7 @@ def compare(
             was, now = on_shared_problems(figure, committed, made, part)
         limits = _limits(figure, was, now, size, part, made / "work")
     except (LookupError, OSError, ValueError) as problem:
-        return Compared(figure, was and was.value, None, None, why=str(problem), kept=kept)
+        return Compared(figure, None if was is None else was.value, None, None, why=str(problem), kept=kept)
     return Compared(figure, was.value, now.value, limits, kept=kept)
 
 

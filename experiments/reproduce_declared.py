@@ -6,6 +6,7 @@ overlaps and shares of labels half a point at most, thresholds and entropies a f
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from reproduce_figures import Figure, Key, Place, where
 from reproduce_spread import certain_share, entropy_error, percentile_80, share_error
@@ -31,24 +32,24 @@ def declared() -> list[Figure]:
     ]
 
 
-def _interval(experiment: str, file: str, name: str, tolerance: float, *place: Key, **more: object) -> Figure:
+def _interval(experiment: str, file: str, name: str, tolerance: float, *place: Key, **more: Any) -> Figure:
     """A figure that stands with its interval of 95 %."""
-    return Figure(experiment, name, file, (*place, "value"), tolerance, place, **more)  # type: ignore[arg-type]
+    return Figure(experiment, name, file, (*place, "value"), tolerance, place, **more)
 
 
 def _percent(
-    experiment: str, file: str, name: str, tolerance: float, place: Place, error: Place | None, **more: object
+    experiment: str, file: str, name: str, tolerance: float, place: Place, error: Place | None, **more: Any
 ) -> Figure:
-    return Figure(experiment, name, file, place, tolerance, error, PERCENT, **more)  # type: ignore[arg-type]
+    return Figure(experiment, name, file, place, tolerance, error, PERCENT, **more)
 
 
-def _accuracy(experiment: str, name: str, row: Place, tolerance: float = 0.01, **more: object) -> Figure:
+def _accuracy(experiment: str, name: str, row: Place, tolerance: float = 0.01, **more: Any) -> Figure:
     file = str(more.pop("file", "table.json"))
     place, error = (*row, "accuracy"), (*row, "accuracy_se")
     return _percent(experiment, file, f"{name}: accuracy (%)", tolerance, place, error, **more)
 
 
-def _share(experiment: str, name: str, row: Place, **more: object) -> Figure:
+def _share(experiment: str, name: str, row: Place, **more: Any) -> Figure:
     return _percent(
         experiment, "table.json", f"{name}: LLM share (%)", 0.01, (*row, "llm_share"), None, **more
     )
@@ -57,7 +58,7 @@ def _share(experiment: str, name: str, row: Place, **more: object) -> Figure:
 def definitions() -> Iterator[Figure]:
     compare, drift = ("definitions", "compare.json"), ("definitions", "drift.json")
     for label in ("identical", "neutral", "divergent"):
-        place = ("summary", "shares", label)
+        place: Place = ("summary", "shares", label)
         yield _interval("definitions", "labels.json", f"{label} (%)", 0.002, *place, scale=PERCENT)
     # A quantile of few tokens moves with them, and the file holds no error of it.
     for name in ("forking_llm", "forking_slm"):
@@ -129,10 +130,10 @@ def perturbation() -> Iterator[Figure]:
 def routers() -> Iterator[Figure]:
     """Routers are trained: from the same labels, but roundings grow."""
     for label in ("identical", "neutral", "divergent"):
-        place = ("summary", "shares", label)
+        place: Place = ("summary", "shares", label)
         name = f"sampled drafts: {label} (%)"
         yield _interval("routers", "labels_sampled.json", name, 0.002, *place, scale=PERCENT, sizes=FULL_ONLY)
-    trained = {"varies": "training", "sizes": FULL_ONLY}
+    trained: dict[str, Any] = {"varies": "training", "sizes": FULL_ONLY}
     whole: Place = ("test", where(name="all"))
     for signal in ("router", "entropy"):
         name = f"area under precision and recall, {signal}"
@@ -166,7 +167,9 @@ def routing() -> Iterator[Figure]:
     }
     for table, policies in tables.items():
         for policy in policies:
-            sizes = {} if policy in (GREEDY if table == "greedy" else SAMPLED) else {"sizes": FULL_ONLY}
+            sizes: dict[str, Any] = (
+                {} if policy in (GREEDY if table == "greedy" else SAMPLED) else {"sizes": FULL_ONLY}
+            )
             row = (table, "rows", where(policy=policy, task="mean"))
             yield _accuracy("routing", f"{table}, {policy}", row, **sizes)
             if policy not in ("slm", "llm"):
@@ -211,7 +214,7 @@ def rlvr() -> Iterator[Figure]:
         task = test.removesuffix(", greedy")
         by_problem = ("test", test, "correct", task)
         yield _accuracy("rlvr", f"base, {test}", ("test", test), file="runs/base.json", problems=by_problem)
-    trained = {"varies": "training", "sizes": FULL_ONLY}
+    trained: dict[str, Any] = {"varies": "training", "sizes": FULL_ONLY}
     for arm in ("all", "top20", "bottom80", "random20", "top10", "top50"):
         for test in ("countdown", "knights", "arithmetic"):
             place: Place = ("arms", arm, test)
@@ -240,9 +243,9 @@ def test_time_scaling() -> Iterator[Figure]:
         for metric, k in (("avg", 1), ("maj", 16), ("pass", 16), ("maj", 64), ("pass", 64)):
             if k == 64 and policy in ("hindsight", "speculative"):
                 continue
-            more = {} if k < 64 else {"sizes": FULL_ONLY}
+            more: dict[str, Any] = {} if k < 64 else {"sizes": FULL_ONLY}
             yield _scaled("policies", policy, "mean", metric, k, 0.02, **more)
-    trained = {"varies": "training", "sizes": FULL_ONLY}
+    trained: dict[str, Any] = {"varies": "training", "sizes": FULL_ONLY}
     for arm in ("all tokens", "top 20 %", "random 20 %"):
         for metric, k in (("avg", 1), ("maj", 16), ("pass", 64)):
             yield _scaled("training", arm, "countdown", metric, k, 0.02, **trained)
@@ -253,7 +256,7 @@ def test_time_scaling() -> Iterator[Figure]:
 
 
 def _scaled(
-    question: str, policy: str, task: str, metric: str, k: int, tolerance: float, **more: object
+    question: str, policy: str, task: str, metric: str, k: int, tolerance: float, **more: Any
 ) -> Figure:
     row = (question, "rows", where(policy=policy, task=task, k=k, budget=None))
     name = f"{question}, {policy}: {metric}@{k} (%)"
