@@ -64,8 +64,9 @@ def main(options: Options) -> int:
         outcomes = {step.name: ended.get(step.name) or not_run(step, runner) for step in steps}
     rows = comparisons(options, steps)
     if options.keep_figures:
-        for experiment in keep(KEPT, rows):
-            console.print(f"{experiment}: a figure is missing, so none of it is kept", markup=False)
+        unfinished = {step.experiment for step in steps if not outcomes[step.name].has_results}
+        for experiment in keep(KEPT, rows, unfinished):
+            console.print(f"{experiment}: it did not end or lacks a figure, so none is kept", markup=False)
         rows = comparisons(options, steps)
     skipped = {} if options.only else SKIPPED[options.size]
     table = markdown(rows, steps, outcomes, skipped)

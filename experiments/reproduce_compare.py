@@ -123,20 +123,19 @@ def failures(rows: Sequence[Compared], outcomes: Mapping[str, Outcome]) -> list[
     """Each in a line: steps, figures and experiments that are not as they should be."""
     told = [f"step {name}: {each.state}" for name, each in outcomes.items() if not each.has_results]
     for row in rows:
-        if broken := limit_broken(row, rows):
+        kept = "not the small run's" if row.as_kept is False else ""
+        if broken := ", ".join(filter(None, (limit_broken(row, rows), kept))):
             told.append(f"{row.figure.experiment}, {row.figure.name}: {broken}")
     return [*told, *_too_many(rows)]
 
 
 def limit_broken(row: Compared, rows: Sequence[Compared]) -> str:
-    """What makes a single figure fail; nothing where it is within, or outside as one in twenty is."""
+    """Which limit makes a single figure fail; none where it is within, or outside as one in twenty is."""
     if row.verdict == "missing":
         return "missing"
     if not row.by_chance and row.verdict == "no":
         return "beyond the tolerance"
-    if row.by_chance and row.beyond(each_of_all(rows)):
-        return "beyond the limit for all"
-    return "not the small run's" if row.as_kept is False else ""
+    return "beyond the limit for all" if row.by_chance and row.beyond(each_of_all(rows)) else ""
 
 
 def each_of_all(rows: Sequence[Compared]) -> float:
@@ -196,7 +195,7 @@ def _cells(row: Compared, rows: Sequence[Compared], small: bool) -> Iterator[str
         yield number(scale * row.again)
         yield f"{scale * (row.again - row.committed):+.2g}"
         yield f"{'±' if row.by_chance else 'exact, ±'} {scale * row.limits.at(CHANCE):.2g}"
-        beyond = f"no, {broken}" if broken.startswith("beyond") else "no, outside of 95 %"
+        beyond = f"no, {broken or 'outside of 95 %'}"
         if broken == "beyond the limit for all":
             beyond += f", ± {scale * row.limits.at(each_of_all(rows)):.2g}"
         yield "yes" if row.verdict == "yes" else beyond

@@ -61,19 +61,19 @@ class MissingFigure(LookupError):
 
 def measured(figure: Figure, results: Path) -> Measured:
     """The figure in the result files under `results` (`experiments/`, or what was made again)."""
-    path, data = _read(figure, results)
+    data = _read(figure, results)
     try:
         value = _mean(at(data, figure.place))
         error = figure.deviation if figure.error is None else _error(at(data, figure.error))
     except (LookupError, TypeError) as problem:
-        raise MissingFigure(f"{path} holds no {figure.name}: {problem}") from None
+        raise MissingFigure(f"{figure.experiment}/{figure.file} holds no {figure.name}: {problem}") from None
     return Measured(value, error)
 
 
 def on_shared_problems(figure: Figure, committed: Path, made: Path, part: float) -> tuple[Measured, Measured]:
     """The figure of the problems that a small run has, committed and made again; they must be the `part` of all that it should have."""
     assert figure.problems is not None
-    ours, theirs = (at(_read(figure, results)[1], figure.problems) for results in (committed, made))
+    ours, theirs = (at(_read(figure, results), figure.problems) for results in (committed, made))
     shared, expected = ours.keys() & theirs.keys(), round(part * len(ours))
     if len(shared) != expected:
         raise MissingFigure(f"{len(shared)} problems of {figure.name} are in both files, not {expected}")
@@ -82,11 +82,12 @@ def on_shared_problems(figure: Figure, committed: Path, made: Path, part: float)
     return was, now
 
 
-def _read(figure: Figure, results: Path) -> tuple[Path, Any]:
+def _read(figure: Figure, results: Path) -> Any:
     path = results / figure.experiment / figure.file
     if not path.exists():
-        raise MissingFigure(f"{path} is missing")
-    return path, json.loads(path.read_text())
+        # Tables are committed: no folder of one machine.
+        raise MissingFigure(f"{figure.experiment}/{figure.file} is missing in {results.name}")
+    return json.loads(path.read_text())
 
 
 def at(data: Any, place: Place) -> Any:

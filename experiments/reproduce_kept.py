@@ -7,6 +7,7 @@ import json
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ def kept_figures(path: Path) -> dict[tuple[str, str], float]:
     }
 
 
-def keep(path: Path, rows: Sequence[Compared]) -> list[str]:
-    """Write a small run's figures beside those of experiments that it did not make. Says which experiments are left as they were, lacking a figure."""
+def keep(path: Path, rows: Sequence[Compared], unfinished: AbstractSet[str] = frozenset()) -> list[str]:
+    """Write a small run's figures beside those of experiments that it did not make. Says which experiments are left as they were: unfinished, or lacking a figure."""
     made: dict[str, dict[str, float | None]] = defaultdict(dict)
     for row in rows:
         made[row.figure.experiment][row.figure.name] = row.again
-    whole = {name: own for name, own in made.items() if None not in own.values()}
+    whole = {name: own for name, own in made.items() if None not in own.values() and name not in unfinished}
     new = {name: {**_source(), "figures": own} for name, own in whole.items()}
     write_whole(path, json.dumps(_read(path) | new, indent=1) + "\n")
     return sorted(made.keys() - whole.keys())

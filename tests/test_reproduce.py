@@ -166,7 +166,9 @@ def test_what_is_missing_is_said_and_is_no_agreement(tmp_path: Path) -> None:
     assert row.verdict == "missing" and "other.json is missing" in row.why
     assert "| – | – | – | – | missing: " in markdown([row], [], {}, {})
     (told,) = lacking([absent, LLM], EXPERIMENTS)
-    assert told.startswith("embedded_pair, llm: accuracy (%): ") and told.endswith("other.json is missing")
+    assert told.startswith("embedded_pair, llm: accuracy (%): ") and told.endswith(
+        "embedded_pair/other.json is missing in experiments"
+    )
     share = replace(named("random:0.1: LLM share"), spread=None)
     assert compare(share, EXPERIMENTS, EXPERIMENTS, "quick", part=0.1).verdict == "missing"
 
@@ -261,6 +263,8 @@ def test_figures_are_kept_experiment_by_experiment(tmp_path: Path) -> None:
     assert keep(path, [*pair, base]) == []
     lacks = replace(pair[0], figure=named("base, knights: accuracy"), again=None)
     assert keep(path, [off(pair[0], 0.5), base, lacks]) == ["rlvr"]
+    # Nor what other code made, or what was interrupted.
+    assert keep(path, [off(pair[0], 0.1)], {"embedded_pair"}) == ["embedded_pair"]
     kept = kept_figures(path)
     assert kept["rlvr", base.figure.name] == base.again and ("rlvr", lacks.figure.name) not in kept
     assert kept["embedded_pair", LLM.name] == off(pair[0], 0.5).again
@@ -443,6 +447,28 @@ def test_the_exit_status_and_the_table_tell(monkeypatch, tmp_path: Path, step, c
     # The same results, put where they belong.
     shutil.copytree(EXPERIMENTS / "embedded_pair", tmp_path / "made" / "embedded_pair", dirs_exist_ok=True)
     assert reproduce.main(options) == (0 if code == ENDS else 1)
+
+
+def test_what_is_kept_is_what_the_next_small_run_must_come_to(monkeypatch, tmp_path: Path, step) -> None:
+    made = step("a", out="embedded_pair")
+    monkeypatch.setattr(reproduce, "steps_of", lambda size: (made,))
+    monkeypatch.setattr(reproduce, "estimates", lambda size: {"a": 60.0})
+    monkeypatch.setattr(reproduce, "declared", lambda: [LLM])
+    monkeypatch.setattr(reproduce, "KEPT", tmp_path / "quick.json")
+    options = reproduce.Options(size="quick", out=tmp_path / "made")
+    assert reproduce.main(replace(options, keep_figures=True)) == 1 and not kept_figures(reproduce.KEPT)
+    shutil.copytree(EXPERIMENTS / "embedded_pair", tmp_path / "made" / "embedded_pair", dirs_exist_ok=True)
+    assert reproduce.main(replace(options, keep_figures=True)) == 0
+    assert kept_figures(reproduce.KEPT) == {("embedded_pair", LLM.name): pytest.approx(0.84)}
+    assert "| 84.0 | ± 1 | yes |" in (tmp_path / "quick.md").read_text()
+    # Nothing is kept unasked.
+    shutil.rmtree(tmp_path / "made" / "embedded_pair")
+    changed(tmp_path / "made", -0.02)
+    assert reproduce.main(replace(options, run=False)) == 1
+    assert (
+        "embedded_pair, llm: accuracy (%): not the small run's"
+        in (tmp_path / "made" / "table.md").read_text()
+    )
 
 
 def test_nothing_is_begun_that_cannot_be_compared(monkeypatch, tmp_path: Path, step) -> None:
