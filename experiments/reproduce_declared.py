@@ -226,7 +226,7 @@ def rlvr() -> Iterator[Figure]:
     # With the larger limit on other families nothing was to change: those had it all along.
     longer = ("countdown", "countdown, greedy", "knights", "arithmetic")
     for arm in ("all", "top20"):
-        for suffix, tests in (("limit", longer[:2]), ("longer", longer)):
+        for suffix, tests in (("limit", longer[:2]), ("longer", longer), ("more", longer)):
             for test in tests:
                 place = ("arms", f"{arm}_{suffix}", test)
                 name = f"{arm}_{suffix}, {test}: accuracy, mean over seeds (%)"
