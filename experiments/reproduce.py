@@ -39,7 +39,7 @@ class Options:
     run: bool = True
     """Whether steps are run at all; without, the table is of what is there."""
     keep_figures: bool = False
-    """Whether a small run's figures and table become the committed ones, `reproduce/quick.json` and `quick.md`."""
+    """Whether a small run's figures become the committed ones, `reproduce/quick.json`, and where all are made its table, `quick.md`."""
     out: Path | None = None
     """Folder of all that is made; `build/reproduce` or `build/reproduce-quick` by default."""
 
@@ -70,8 +70,9 @@ def main(options: Options) -> int:
         rows = comparisons(options, steps)
     skipped = {} if options.only else SKIPPED[options.size]
     table = markdown(rows, steps, outcomes, skipped)
-    for path in (options.folder / "table.md", *([KEPT.with_suffix(".md")] if options.keep_figures else [])):
-        write_whole(path, table)
+    write_whole(options.folder / "table.md", table)
+    if options.keep_figures and not options.only:
+        write_whole(KEPT.with_suffix(".md"), table)
     console.print(table, markup=False)
     return 0 if all_is_well(rows, outcomes) else 1
 
