@@ -17,6 +17,8 @@ Statistic = Callable[[Sequence[np.ndarray]], float]
 RESAMPLES = 300
 CERTAIN = 0.01
 """Nats under which a token is nearly certain."""
+FILLED_IN = ("threshold", "weights", "every")
+"""Options that a policy's traces name though nobody asked for them."""
 
 
 def share_error(work: Path, folder: str, policy: str) -> float:
@@ -27,7 +29,7 @@ def share_error(work: Path, folder: str, policy: str) -> float:
         if asked_for(trace.policy) == asked_for(policy):
             families.setdefault(trace.task, []).append(np.asarray(trace.writer))
     if not families:
-        raise LookupError(f"{traces} holds no responses of {policy}")
+        raise LookupError(f"{folder} holds no responses of {policy}")
     rng = np.random.default_rng(0)
     drawn = [
         resampled(chunks, lambda own: float(np.concatenate(own).mean()), rng) for chunks in families.values()
@@ -54,10 +56,13 @@ def percentile_80(chunks: Sequence[np.ndarray]) -> float:
 
 
 def asked_for(policy: str) -> str:
-    """A policy's reference without the threshold that was found for its LLM share."""
+    """A policy's reference without what was found or filled in for it: with a share its threshold, else the defaults that traces name."""
     reference = parse_reference(policy)
     share = reference.options.get("share")
-    return policy if share is None else f"{reference.name},share={float(share):g}"
+    if share is not None:
+        return f"{reference.name},share={float(share):g}"
+    head, *options = policy.split(",")
+    return ",".join([head, *(each for each in options if each.partition("=")[0] not in FILLED_IN)])
 
 
 def resampled(chunks: Sequence[np.ndarray], statistic: Statistic, rng: np.random.Generator) -> np.ndarray:

@@ -297,6 +297,10 @@ def test_whole_responses_are_drawn_again() -> None:
 def test_a_policy_is_known_without_its_threshold() -> None:
     assert asked_for("entropy:0.849358,share=0.1") == "entropy,share=0.1" == asked_for("entropy,share=0.1")
     assert asked_for("hindsight:0.1,router=pair") == "hindsight:0.1,router=pair"
+    drawn = "hindsight:0.1,router=pair,threshold=0.0076579,weights=8b1110f8"
+    assert asked_for(drawn) == "hindsight:0.1,router=pair"
+    assert asked_for("hindsight:0.1,every=16") == "hindsight:0.1"
+    assert asked_for("router,threshold=0.02,share=0.15,weights=8b1110f8") == "router,share=0.15"
 
 
 # ---- the steps ------------------------------------------------------------------------------------------------
