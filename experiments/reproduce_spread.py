@@ -6,6 +6,7 @@ comes out rather too small.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def asked_for(policy: str) -> str:
     share = reference.options.get("share")
     if share is not None:
         return f"{reference.name},share={float(share):g}"
-    head, *options = policy.split(",")
-    return ",".join([head, *(each for each in options if each.partition("=")[0] not in FILLED_IN)])
+    asked = {name: value for name, value in reference.options.items() if name not in FILLED_IN}
+    return str(replace(reference, options=asked))
 
 
 def resampled(chunks: Sequence[np.ndarray], statistic: Statistic, rng: np.random.Generator) -> np.ndarray:
