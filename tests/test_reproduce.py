@@ -4,10 +4,12 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -74,6 +76,14 @@ def test_nothing_is_written_beside_the_folder(tmp_path: Path) -> None:
             assert command[command.index("--out") + 1] == str(tmp_path / step.experiment)
             assert not any("{" in part for part in command)
             assert step.work is None or str(tmp_path / "work") in command[command.index(step.work) + 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_script_takes_what_its_steps_ask_for(size, tmp_path: Path) -> None:
+    for step in steps_of(size):
+        options = import_module(step.script.removesuffix(".py")).Options
+        asked = tyro.cli(options, args=step.command("python", tmp_path)[2:])
+        assert asked.out == tmp_path / step.experiment
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------
