@@ -107,6 +107,25 @@ def test_page_files_and_table(pair: list[str], tmp_path: Path, capsys: Capture) 
     assert figures["provenance"]["arguments"]["samples"] == 3
 
 
+def test_checkpoints_stand_beside_the_pair_on_the_same_problems(
+    pair: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    slm, llm = pair[1], pair[3]
+    args = [*pair, "--num", "3", "--max-tokens", "8", "--task", "arithmetic", "--policy", "llm", "--k", "1,2"]
+    found = scaled([*args, "--checkpoint", slm, "--out", str(tmp_path / "both")], capsys)
+    assert list(found["num_samples"]) == ["llm", f"{slm}: llm"]
+    alone = scaled([*args[:3], slm, *args[4:], "--out", str(tmp_path / "alone")], capsys)
+    rows = [row["avg"] for row in found["rows"] if row["policy"] == f"{slm}: llm"]
+    assert rows == [row["avg"] for row in alone["rows"]] and len(rows) == 2
+    tokens = {row["policy"]: row["tokens"] for row in found["rows"] if row["k"] == 2}
+    assert {row["tokens"] for row in alone["rows"] if row["k"] == 2} == {tokens[f"{slm}: llm"]}
+    (folder,) = (tmp_path / "both" / "checkpoints").iterdir()
+    assert len(keys_in(folder)) == 6 and len(keys_in(tmp_path / "both")) == 6
+    for twice in (["--checkpoint", slm, "--checkpoint", slm], ["--checkpoint", llm]):
+        assert main(["scale", *args, *twice, "--out", str(tmp_path / "x")]) == 2
+        assert "is there twice, or is llm itself" in capsys.readouterr().err
+
+
 def test_runs_are_compared_on_the_same_problems(pair: list[str], tmp_path: Path, capsys: Capture) -> None:
     swapped = [pair[0], pair[3], pair[2], pair[1]]
     short = [*SMALL[:-2], "--k", "1,2"]

@@ -5,7 +5,9 @@ another policy adds what is missing.
 """
 
 import json
+import re
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ from navtoken.trace import read_provenance
 __all__ = ["ScaleOptions", "run"]
 
 MEASUREMENTS = "measurements.json"
+CHECKPOINTS = "checkpoints"
+"""Subfolder of what further LLMs drew."""
 
 
 def _generation() -> GenerationOptions:
@@ -47,6 +51,9 @@ class ScaleOptions:
     generation: GenerationOptions = field(default_factory=_generation)
     """Problems, policies and sampling; as many samples are drawn as the largest k asks for, or samples where that is more,
     from which every k is estimated."""
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A further LLM, in the grammar of llm, under which the same policies are run and shown with its name, such as a checkpoint
+    before or after training; may be repeated."""
     k: str = "1,4,16"
     """Samples per problem to compare, by comma."""
     budget: str | None = None
@@ -83,12 +90,23 @@ class ScaleOptions:
                 "temperature above 0, or --k 1 alone"
             )
         assert self.budgets
+        for reference in self.checkpoint:
+            if self.checkpoint.count(reference) > 1 or reference == self.models.llm:
+                raise OptionError(f"checkpoint '{reference}' is there twice, or is llm itself; leave one out")
         names = [folder.resolve().name for folder in self.compare]
         for folder, name in zip(self.compare, names, strict=True):
             if names.count(name) > 1:
                 raise OptionError(f"compare has two folders called '{name}'; rename one of them")
             if folder.resolve() == self.out.resolve():
                 raise OptionError(f"compare '{folder}' is this run's own folder; leave it out")
+
+    def of_checkpoint(self, reference: str) -> "ScaleOptions":
+        """The same with a further LLM, in a folder of its own."""
+        name = (
+            re.sub(r"[^\w.-]+", "_", reference).strip("_.") + "-" + sha256(reference.encode()).hexdigest()[:6]
+        )
+        models = replace(self.models, llm=reference)
+        return replace(self, models=models, checkpoint=(), compare=(), out=self.out / CHECKPOINTS / name)
 
     def generate_options(self) -> GenerateOptions:
         generation = replace(self.generation, samples=self.num_samples)
@@ -114,9 +132,10 @@ def run(options: ScaleOptions, console: Console, pair: ModelPair | None = None) 
     """Draw what is missing, print the table, write page and figures; returns the figures."""
     options.check()
     others = {folder.resolve().name: Measurements.read(folder / MEASUREMENTS) for folder in options.compare}
-    loaded = pair or options.models.load()
-    measured = measurements(options, loaded, progress_console())
-    write_whole(options.out / MEASUREMENTS, json.dumps(measured.as_json(), allow_nan=False) + "\n")
+    measured = measurements(options, pair or options.models.load(), progress_console())
+    for reference in options.checkpoint:
+        own = options.of_checkpoint(reference)
+        measured = measured.beside(measurements(own, own.models.load(), progress_console()), reference)
     for name, other in others.items():
         measured = measured.beside(other, name)
     scaled = scaled_of(options, measured)
@@ -129,12 +148,14 @@ def run(options: ScaleOptions, console: Console, pair: ModelPair | None = None) 
 
 
 def measurements(options: ScaleOptions, pair: ModelPair, progress: Console) -> Measurements:
-    """Draw what the folder lacks, and measure what was asked for."""
+    """Draw what the folder lacks, measure what was asked for, and keep that beside the traces."""
     cells = generate(options.generate_options(), pair, progress)
     seed = options.generation.seed
     with progress.status("measuring"):
         found = measure_cells(options.out, cells, pair, options.ks, options.budgets, seed)
-    return replace(found, provenance=read_provenance(options.out))
+    found = replace(found, provenance=read_provenance(options.out))
+    write_whole(options.out / MEASUREMENTS, json.dumps(found.as_json(), allow_nan=False) + "\n")
+    return found
 
 
 def scaled_of(options: ScaleOptions, measured: Measurements) -> Scaled:
