@@ -278,7 +278,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(pair: ModelPair, tmp_
     """SIGKILL at random moments: while responses are made, while they are labelled, while a file is written."""
     out = tmp_path / "killed"
     small = ["--shard-rows", "2", "--batch-tokens", "64", "--labels-only"]
-    args = ["label", "--task", "arithmetic", "--num", "24", "--out", str(out), "--max-rows", "8", *small]
+    args = ["label", "--task", "arithmetic", "--num", "36", "--out", str(out), "--max-rows", "8", *small]
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["navtoken.cli", "navtoken.commands.label"])
     rng, killed, seen = random.Random(1), 0, [0]
@@ -290,7 +290,7 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(pair: ModelPair, tmp_
             _files(out) > seen[-1] or (killed == 0 and (out / "responses").exists())
         ):
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.25))
+        time.sleep(rng.uniform(0, 0.05))
         if not process.is_alive():
             break
         process.kill()
@@ -303,14 +303,14 @@ def test_killed_at_any_moment_it_loses_and_repeats_nothing(pair: ModelPair, tmp_
     assert seen == sorted(seen) and seen[1] == 0 < seen[2]
     assert main(args) == 0
     found = labelled(out)
-    assert len(found) == 24
-    assert json.loads((out / "manifest.json").read_text())["num_responses"] == 24
+    assert len(found) == 36
+    assert json.loads((out / "manifest.json").read_text())["num_responses"] == 36
     assert not list(out.glob(".*.tmp"))
     run(
         pair,
         tmp_path / "whole",
         task=("arithmetic",),
-        num=24,
+        num=36,
         labels_only=True,
         engine=EngineOptions(max_rows=8),
     )
