@@ -168,13 +168,13 @@ def markdown(arms: Mapping[str, Sequence[Run]], base: Run | None, tuning: Sequen
 
 
 def _longer_markdown(arms: Mapping[str, Sequence[Run]]) -> str:
-    """What going on with a larger length limit changed, by arm."""
+    """What a larger length limit in testing, more steps, and both changed, by arm."""
     told = []
     for arm in (each for each in _ordered(arms) if _parted(each)[1] in (LIMIT, MORE, LONGER)):
-        for before in (each for each in _before(arm) if each in arms):
+        before = next((each for each in _before(arm) if each in arms), None)
+        if before is not None:
             gained = [_versus(difference(arms[arm], arms[before], test)) for test in TESTS[:2]]
             told.append(f"{_named(arm)} less {_named(before)} {gained[0]}, greedy {gained[1]}")
-            break
     return f"\n\nOn countdown, points: {'; '.join(told)}." if told else ""
 
 

@@ -72,8 +72,8 @@ BUDGETS = (32, 64, 128)
 NUM, TRAINED_NUM = 50, 100
 SEED = 11
 SHARES = (0.1, 0.15, 0.2)
-WORDS = {"all": "all tokens", "top20": "forks", "random20": "a random 20 %"}
-TRAINED_ARMS = tuple(WORDS)
+TRAINED_ON = {"all": "all tokens", "top20": "forks", "random20": "a random 20 %"}
+"""Arms of `experiments/rlvr.py`, and the tokens that they were trained on."""
 SLMS = {"slm": None, "slm on forks": "top_entropy:0.2", "slm on all tokens": "all"}
 """SLMs by name, and the tokens that they were trained on; None as it ships."""
 LABELLED = 100
@@ -81,7 +81,6 @@ LABELLED = 100
 ROUTER_NUM = 700
 """And to train one."""
 
-OUT = Path("experiments/test_time_scaling")
 Stage = Literal["train", "draw", "labels", "report"]
 Question = Literal["policies", "training", "halves"]
 
@@ -106,7 +105,7 @@ class Options:
     """Folder of what they came to, from which the learning rate is read."""
     work: Path = Path("build/test_time_scaling")
     """Folder of responses, labels, and what is trained here."""
-    out: Path = OUT
+    out: Path = Path("experiments/test_time_scaling")
     """Folder of the results."""
 
 
@@ -177,7 +176,7 @@ def policy_arms() -> Iterator[Arm]:
 
 def trained_arms(options: Options, seed: int) -> Iterator[Arm]:
     """What was trained on which tokens, on the family that it was trained on; of the first seed on all families, too."""
-    models = {f"{arm} {seed}": str(options.rlvr / f"{arm}_{seed}" / "model") for arm in TRAINED_ARMS}
+    models = {f"{arm} {seed}": str(options.rlvr / f"{arm}_{seed}" / "model") for arm in TRAINED_ON}
     if seed == 0:
         models = {"base": "embedded:base"} | models
     for name, model in models.items():
@@ -188,9 +187,7 @@ def trained_arms(options: Options, seed: int) -> Iterator[Arm]:
 
 def both_halves(options: Options) -> Iterator[Arm]:
     """Routers on pairs of which one model was trained: LLMs at the same thresholds, SLMs each with a router of its own."""
-    llms = {"base": "embedded:base"} | {
-        f"base on {words}": str(options.rlvr / f"{arm}_0" / "model") for arm, words in WORDS.items()
-    }
+    llms = trained_llms(options)
     for share, threshold in shipped_thresholds().items():
         for name, model in llms.items():
             yield Arm(f"router {share:.0%} with {name}", f"router,threshold={threshold!r}", llm=model)
@@ -201,6 +198,13 @@ def both_halves(options: Options) -> Iterator[Arm]:
         for share in SHARES:
             router = options.work / "routers" / name.replace(" ", "_")
             yield Arm(f"own router {share:.0%} of {name}", f"router:{router},share={share}", slm=model)
+
+
+def trained_llms(options: Options) -> dict[str, str]:
+    """References of the base and of what it was trained to with the first seed, by name."""
+    return {"base": "embedded:base"} | {
+        f"base on {tokens}": str(options.rlvr / f"{arm}_0" / "model") for arm, tokens in TRAINED_ON.items()
+    }
 
 
 def shipped_thresholds() -> dict[float, float]:
@@ -313,9 +317,8 @@ def trained_routers(options: Options, console: Console) -> None:
 
 def labels(options: Options, console: Console) -> None:
     """Where the SLM parts from each LLM on test problems, and how much of that the router that ships finds."""
-    trained = {f"base on {words}": str(options.rlvr / f"{arm}_0" / "model") for arm, words in WORDS.items()}
     found: dict[str, Any] = {}
-    for name, llm in ({"llm": "embedded:llm", "base": "embedded:base"} | trained).items():
+    for name, llm in ({"llm": "embedded:llm"} | trained_llms(options)).items():
         models = ModelOptions(llm=llm, threads=1)
         folder = options.work / "labels" / name.replace(" ", "_")
         pair = models.load()

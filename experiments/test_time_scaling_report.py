@@ -326,6 +326,11 @@ def markdown(found: Mapping[str, Found], labels: Mapping[str, list[Row]]) -> str
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _head(*columns: str) -> list[str]:
+    """A table's first two lines: names to the left, figures to the right."""
+    return [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+
+
 def _table(found: Found, short: bool = False) -> str:
     shown = (
         "policy",
@@ -340,7 +345,7 @@ def _table(found: Found, short: bool = False) -> str:
         "tokens@16",
         "FLOPs@16 (M)",
     )
-    lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
+    lines = _head(*shown)
     whole = {(row["policy"], row["k"]): row for row in found.scaled().whole}
     for name in dict.fromkeys(policy for policy, _ in whole):
         few = whole.get((name, 16), {})
@@ -368,7 +373,7 @@ def _differences(found: Found) -> str:
         "answers@16",
         "LLM share",
     )
-    lines = [f"| {' | '.join(shown)} |", "| --- |" + " ---: |" * (len(shown) - 1)]
+    lines = _head(*shown)
     rows = {(row["policy"], row["less"], row["k"]): row for row in Scaled.over_tasks(found.differences)}
     for one, other in dict.fromkeys((one, other) for one, other, _ in rows):
         at = {k: rows.get((one, other, k)) for k in (1, 16, 64)}
@@ -386,10 +391,9 @@ def _differences(found: Found) -> str:
 def _across_table(found: Found) -> str:
     if not found.across:
         return ""
-    lines = [
-        "| at other k, chosen when the bytes were known (points) | maj@k | pass@k | bytes | FLOPs |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    lines = _head(
+        "at other k, chosen when the bytes were known (points)", "maj@k", "pass@k", "bytes", "FLOPs"
+    )
     for row in found.across:
         cells = [
             f"{row['policy']}, k = {row['k']}, less {row['less']}, k = {row['less_k']}",
@@ -421,10 +425,14 @@ def _spread(row: Mapping[str, Any] | None, name: str, short: bool = False, scale
 
 
 def _labels(labels: Mapping[str, list[Row]]) -> str:
-    lines = [
-        "| LLM | labelled tokens | divergent (%) | ROC area of the router | of entropy | found in the top 20 % |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = _head(
+        "LLM",
+        "labelled tokens",
+        "divergent (%)",
+        "ROC area of the router",
+        "of entropy",
+        "found in the top 20 %",
+    )
     for name, qualities in labels.items():
         whole = qualities[0]
         cells = [
